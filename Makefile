@@ -1,0 +1,60 @@
+# Each target makes .venv and installs what it needs, so any of them works as the first command on a
+# machine with Python 3.11, make and git.
+#
+#   make demo         an agent learns in the generated Doom and is scored in the real one
+#   make test         the test suite
+#   make lint         ruff and mypy
+#   make train-doom   everything that ships for Doom, from an empty folder
+#
+# TORCH_INDEX=URL takes PyTorch from the wheels listed there (for example its CPU builds).
+
+PYTHON ?= python3
+export TORCH_INDEX ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
+
+# No window, no spinning threads, and nothing imported by accident from the current folder.
+export SDL_VIDEODRIVER ?= dummy
+export OMP_WAIT_POLICY ?= passive
+export PYTHONSAFEPATH ?= 1
+
+.PHONY: demo test slow lint train-doom
+
+demo: $(VENV)/demo.stamp
+	$(BIN)/python examples/demo.py
+
+test: $(VENV)/test.stamp
+	$(BIN)/pytest
+
+slow: $(VENV)/test.stamp
+	$(BIN)/pytest -m slow
+
+lint: $(VENV)/test.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+train-doom: $(VENV)/test.stamp
+	$(BIN)/magi-world collect doom-take-cover --out data/doom_take_cover
+	$(BIN)/magi-world train-world doom_take_cover --data data/doom_take_cover --out runs/doom_take_cover
+	$(BIN)/magi-world evaluate runs/doom_take_cover/world --out runs/doom_take_cover/report
+	$(BIN)/magi-world train-agent --world runs/doom_take_cover/world --out runs/doom_take_cover/agent
+	$(BIN)/magi-world evaluate-agent --world runs/doom_take_cover/world --agent runs/doom_take_cover/agent
+
+# torch comes first and alone: it is the one package with an index of its own.
+$(VENV)/torch.stamp: constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
+		"magi_world needs Python 3.11 or newer: make PYTHON=/path/to/python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(INSTALL) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch
+	@touch $@
+
+$(VENV)/demo.stamp: pyproject.toml $(VENV)/torch.stamp
+	$(INSTALL) --editable '.[doom,video,data]'
+	@touch $@
+
+$(VENV)/test.stamp: pyproject.toml $(VENV)/torch.stamp
+	$(INSTALL) --editable '.[test]'
+	@touch $@
