@@ -1,0 +1,310 @@
+"""Configuration: one frozen dataclass a part; a value that cannot work cannot be built.
+
+Field names of :class:`DiTConfig` and :class:`VAEConfig` are those of MAGI-1's own JSON sections
+(``model_config`` and ``ddconfig``), so its files are read without a table of renames.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Self
+
+from magi_world.errors import ConfigError
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(message)
+
+
+class _Section:
+    """Reading and writing of one section as plain data."""
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Build the section from plain data; absent keys take their defaults.
+
+        Raises:
+            ConfigError: an unknown key, or a value that cannot work.
+        """
+        known = {f.name for f in fields(cls)}  # type: ignore[arg-type]
+        unknown = sorted(set(values) - known)
+        _require(not unknown, f"{cls.__name__}: unknown keys {unknown}; known are {sorted(known)}")
+        converted = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        try:
+            return cls(**converted)
+        except TypeError as error:
+            raise ConfigError(f"{cls.__name__}: {error}") from None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the section as plain data that JSON can hold."""
+        values: dict[str, Any] = asdict(self)  # type: ignore[call-overload]
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiTConfig(_Section):
+    """Shape of the video DiT (MAGI-1 paper, section 2; spec section 2.1)."""
+
+    num_layers: int
+    hidden_size: int
+    ffn_hidden_size: int
+    num_attention_heads: int
+    num_query_groups: int
+    kv_channels: int
+    """width of one head"""
+    caption_channels: int
+    """width of one caption token from the text encoder"""
+    caption_max_length: int
+    """rows of the learned null caption, and the most tokens a caption may have"""
+    in_channels: int = 16
+    out_channels: int = 16
+    patch_size: int = 2
+    t_patch_size: int = 1
+    cond_hidden_ratio: float = 0.25
+    xattn_cond_hidden_ratio: float = 1.0
+    cond_gating_ratio: float = 1.0
+    gated_linear_unit: bool = False
+    """SwiGLU instead of GELU"""
+    x_rescale_factor: float = 1.0
+    half_channel_vae: bool = False
+    """latents have 16 channels but the model 32: the input is doubled along channels"""
+    layernorm_epsilon: float = 1e-6
+    apply_layernorm_1p: bool = True
+    params_dtype: str = "float32"
+    model_name: str = "videodit_ardf"
+
+    def __post_init__(self) -> None:
+        heads, groups = self.num_attention_heads, self.num_query_groups
+        _require(heads % groups == 0, f"{heads} heads are not a multiple of {groups} query groups")
+        _require(
+            heads * self.kv_channels == self.hidden_size,
+            f"hidden_size {self.hidden_size} is not {heads} heads of {self.kv_channels} channels",
+        )
+        _require(
+            self.hidden_size % 8 == 0,
+            f"hidden_size {self.hidden_size} is not a multiple of 8 (interleave of linear_proj)",
+        )
+        _require(self.kv_channels >= 8, f"kv_channels {self.kv_channels} is below 8 (rotary bands)")
+        _require(self.t_patch_size == 1, f"t_patch_size {self.t_patch_size}: only 1 is supported")
+        _require(self.apply_layernorm_1p, "apply_layernorm_1p False is not supported")
+        ratios = (self.xattn_cond_hidden_ratio, self.cond_gating_ratio)
+        _require(ratios == (1.0, 1.0), f"condition ratios {ratios}: only (1.0, 1.0) is supported")
+
+    @property
+    def condition_size(self) -> int:
+        """Width of the adaLN condition vector."""
+        return int(self.hidden_size * self.cond_hidden_ratio)
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of the latents outside the model."""
+        return self.in_channels // 2 if self.half_channel_vae else self.in_channels
+
+
+@dataclass(frozen=True, kw_only=True)
+class VAEConfig(_Section):
+    """Shape of the ViT VAE (spec section 1.1, MAGI-1's ``ddconfig``)."""
+
+    video_size: int
+    """native height and width in pixels of the position table"""
+    video_length: int
+    """native frames of the position table"""
+    patch_size: int
+    patch_length: int
+    embed_dim: int
+    depth: int
+    num_heads: int
+    z_chans: int = 16
+    in_chans: int = 3
+    double_z: bool = True
+    mlp_ratio: float = 4.0
+    qkv_bias: bool = True
+    with_cls_token: bool = True
+    norm_code: bool = False
+    ln_in_attn: bool = True
+    conv_last_layer: bool = True
+    use_rope: bool = False
+    use_final_proj: bool = False
+
+    def __post_init__(self) -> None:
+        _require(
+            self.embed_dim % self.num_heads == 0,
+            f"embed_dim {self.embed_dim} is not a multiple of num_heads {self.num_heads}",
+        )
+        _require(
+            self.video_size % self.patch_size == 0 and self.video_length % self.patch_length == 0,
+            f"video {self.video_length}x{self.video_size} is not a multiple of the patch "
+            f"{self.patch_length}x{self.patch_size}",
+        )
+        patch_volume = self.patch_size**2 * self.patch_length
+        _require(
+            self.use_final_proj or self.embed_dim % patch_volume == 0,
+            f"embed_dim {self.embed_dim} is not a multiple of the patch volume {patch_volume}; "
+            "set use_final_proj",
+        )
+        for name, allowed in (
+            ("double_z", True), ("with_cls_token", True), ("norm_code", False),
+            ("conv_last_layer", True), ("use_rope", False),
+        ):  # fmt: skip
+            _require(
+                getattr(self, name) is allowed,
+                f"{name}={getattr(self, name)}: only {allowed} is supported, as published",
+            )
+
+    @property
+    def grid(self) -> tuple[int, int, int]:
+        """Native latent grid (time, rows, columns) of the position table."""
+        side = self.video_size // self.patch_size
+        return self.video_length // self.patch_length, side, side
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextConfig(_Section):
+    """The byte-level T5-style text encoder of the embedded worlds."""
+
+    d_model: int
+    """width, the ``caption_channels`` of the DiT"""
+    d_ff: int
+    num_layers: int
+    num_heads: int
+    d_kv: int
+    max_bytes: int = 256
+    """longest prompt in UTF-8 bytes; a longer one is refused, never cut"""
+
+    def __post_init__(self) -> None:
+        _require(self.d_kv % 2 == 0, f"d_kv {self.d_kv} must be even: it is rotated in two halves")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingConfig(_Section):
+    """How a world is sampled: schedule, history and guidance."""
+
+    chunk_width: int = 1
+    """latent frames per chunk"""
+    kv_range: int = 8
+    """chunks, itself included, that a chunk may see"""
+    num_steps: int = 4
+    """denoising steps per chunk"""
+    clean_t: float = 0.9999
+    """timestep of the clean pass"""
+    shift: float = 3.0
+    """shift of the time grid, see :func:`magi_world.sampling.schedule.time_grid`"""
+    transform: str = "square"
+    """map of the uniform grid in front of the shift"""
+    scale_factor: float = 0.18215
+    """latents = VAE mean times this"""
+    guidance_scale: float = 1.0
+    """classifier-free guidance on the prompt; 1 switches it off (one pass)"""
+    null_prompt_tokens: int = 50
+    """rows of the null caption that stand for "no prompt" """
+    clean_null_caption: bool = False
+    """MAGI-1 checkpoints run clean passes and prefixes with the null caption"""
+
+    def __post_init__(self) -> None:
+        _require(self.chunk_width >= 1, f"chunk_width {self.chunk_width} is below 1")
+        _require(self.kv_range >= 1, f"kv_range {self.kv_range} is below 1")
+        _require(self.num_steps >= 1, f"num_steps {self.num_steps} is below 1")
+        _require(0.0 < self.clean_t <= 1.0, f"clean_t {self.clean_t} is outside (0, 1]")
+        _require(
+            math.isfinite(self.scale_factor) and self.scale_factor > 0,
+            f"scale_factor {self.scale_factor} is not a positive number",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutcomeConfig(_Section):
+    """The reward and termination heads that read the clean pass."""
+
+    hidden_size: int = 128
+    num_queries: int = 4
+    """learned queries that pool the tokens of a chunk"""
+    signals: tuple[str, ...] = ()
+    """extra quantities predicted per chunk, in this order"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorldConfig:
+    """Everything that fixes the computation of a world."""
+
+    dit: DiTConfig
+    vae: VAEConfig
+    sampling: SamplingConfig
+    height: int
+    """frame height in pixels"""
+    width: int
+    """frame width in pixels"""
+    fps: int
+    """frames per second of the real game"""
+    text: TextConfig | None = None
+    outcome: OutcomeConfig | None = None
+    version: int = field(default=1)
+
+    def __post_init__(self) -> None:
+        cell = self.vae.patch_size * self.dit.patch_size
+        _require(
+            self.height % cell == 0 and self.width % cell == 0,
+            f"frames of {self.height}x{self.width} are not a multiple of {cell} pixels",
+        )
+        _require(
+            self.vae.z_chans == self.dit.latent_channels,
+            f"the VAE has {self.vae.z_chans} channels, the DiT {self.dit.latent_channels}",
+        )
+        if self.text is not None:
+            _require(
+                self.text.d_model == self.dit.caption_channels,
+                f"the text encoder is {self.text.d_model} wide, the DiT expects "
+                f"{self.dit.caption_channels}",
+            )
+
+    @property
+    def chunk_frames(self) -> int:
+        """Frames in one chunk."""
+        return self.sampling.chunk_width * self.vae.patch_length
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int, int]:
+        """Shape of one chunk of latents: channels, latent frames, rows, columns."""
+        return (
+            self.vae.z_chans,
+            self.sampling.chunk_width,
+            self.height // self.vae.patch_size,
+            self.width // self.vae.patch_size,
+        )
+
+    @property
+    def tokens_per_chunk(self) -> int:
+        """Tokens of one chunk in the DiT."""
+        _, frames, rows, columns = self.latent_shape
+        return frames * (rows // self.dit.patch_size) * (columns // self.dit.patch_size)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Build from the nested plain data of a card.
+
+        Raises:
+            ConfigError: a missing section, an unknown key or a value that cannot work.
+        """
+        sections: dict[str, type[_Section]] = {
+            "dit": DiTConfig, "vae": VAEConfig, "sampling": SamplingConfig,
+            "text": TextConfig, "outcome": OutcomeConfig,
+        }  # fmt: skip
+        known = {f.name for f in fields(cls)}
+        unknown = sorted(set(values) - known)
+        _require(not unknown, f"WorldConfig: unknown keys {unknown}; known are {sorted(known)}")
+        arguments = {
+            key: sections[key].from_dict(value) if key in sections and value is not None else value
+            for key, value in values.items()
+        }
+        try:
+            return cls(**arguments)
+        except TypeError as error:
+            raise ConfigError(f"WorldConfig: {error}") from None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the nested plain data of a card."""
+        result: dict[str, Any] = {}
+        for f in fields(self):
+            value = getattr(self, f.name)
+            result[f.name] = value.to_dict() if isinstance(value, _Section) else value
+        return result
