@@ -1,0 +1,117 @@
+"""A world on disk: one folder with its card, its weights and its bank of clips.
+
+world.json               the card: prompts, configuration, data, measurements
+dit.safetensors  vae.safetensors  text.safetensors  outcome.safetensors
+bank.safetensors         latents and prompts of the openings and of longer clips
+"""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from magi_world.checkpoints.tensors import read_tensors, write_tensors
+from magi_world.errors import CheckpointError, ResetOptionError
+
+CARD = "world.json"
+_REQUIRED = ("name", "game", "prompts", "fps", "horizon", "reward_range", "config")
+
+
+@dataclass(frozen=True, eq=False)
+class Bank:
+    """Clips of the real game as latents; the openings come first."""
+
+    latents: tuple[Tensor, ...]
+    """float `[m, C, P, h, w]` each, m chunks"""
+    prompts: tuple[tuple[str, ...], ...]
+    """the prompt of every chunk"""
+    num_openings: int
+
+    def __len__(self) -> int:
+        return len(self.latents)
+
+    def clip(self, index: int) -> tuple[Tensor, tuple[str, ...]]:
+        """Latents and prompts of one clip.
+
+        Raises:
+            ResetOptionError: no such clip.
+        """
+        if not 0 <= index < len(self):
+            raise ResetOptionError(f"clip {index}: the bank has the clips 0…{len(self) - 1}")
+        return self.latents[index], self.prompts[index]
+
+
+def empty_bank() -> Bank:
+    """The bank of a world without clips; such a world starts from an image, video or prompt."""
+    return Bank((), (), 0)
+
+
+def write_bank(bank: Bank, prompts: list[str], path: Path) -> None:
+    """Write a bank; prompts are stored as indices into the card's list."""
+    tensors: dict[str, Tensor] = {"num_openings": torch.tensor(bank.num_openings)}
+    if len(bank):
+        tensors |= {
+            "latents": torch.cat(bank.latents).to(torch.bfloat16),
+            "actions": torch.tensor([prompts.index(p) for clip in bank.prompts for p in clip]),
+            "lengths": torch.tensor([clip.shape[0] for clip in bank.latents]),
+        }
+    write_tensors(tensors, path, {"part": "bank"})
+
+
+def read_bank(path: Path, prompts: list[str]) -> Bank:
+    """Read a bank.
+
+    Raises:
+        CheckpointError: the file does not fit the card.
+    """
+    tensors = read_tensors(path)
+    if set(tensors) == {"num_openings"}:
+        return empty_bank()
+    names = {"latents", "actions", "lengths", "num_openings"}
+    if set(tensors) != names:
+        raise CheckpointError(f"{path} holds {sorted(tensors)}, expected {sorted(names)}")
+    lengths = tensors["lengths"].tolist()
+    actions = tensors["actions"].tolist()
+    if sum(lengths) != len(actions) or len(actions) != tensors["latents"].shape[0]:
+        raise CheckpointError(f"{path}: lengths, actions and latents do not belong together")
+    if not all(0 <= action < len(prompts) for action in actions):
+        raise CheckpointError(f"{path}: an action outside 0…{len(prompts) - 1}")
+    latents = tensors["latents"].float().split(lengths)
+    starts = [sum(lengths[:i]) for i in range(len(lengths))]
+    texts = tuple(
+        tuple(prompts[a] for a in actions[start : start + n])
+        for start, n in zip(starts, lengths, strict=True)
+    )
+    return Bank(latents, texts, int(tensors["num_openings"]))
+
+
+def read_card(folder: Path) -> dict[str, Any]:
+    """Read and check the card of a world.
+
+    Raises:
+        CheckpointError: no card, no JSON, or a required key is missing.
+    """
+    path = folder / CARD
+    try:
+        card = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise CheckpointError(f"{folder} is no world: it has no {CARD}") from None
+    except json.JSONDecodeError as error:
+        raise CheckpointError(f"{path} is no JSON: {error}") from None
+    missing = [key for key in _REQUIRED if key not in card]
+    if missing:
+        raise CheckpointError(f"{path} lacks {missing}")
+    result: dict[str, Any] = card
+    return result
+
+
+def write_card(folder: Path, card: dict[str, Any]) -> None:
+    """Write a card under a temporary name, then rename it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / (CARD + ".partial")
+    temporary.write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n")
+    os.replace(temporary, folder / CARD)

@@ -1,0 +1,1 @@
+"""From noise to chunks: schedules, guidance, the key-value cache and the rollout."""

@@ -1,0 +1,47 @@
+"""What a step, a reset or an observation of a rollout returns."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Chunk:
+    """One row a slot; tensors on the rollout's device."""
+
+    latents: Tensor
+    """float32 `[n, C, P, H, W]`"""
+    reward: Tensor
+    """float32 `[n]`, the head's mean, clipped to the card's range"""
+    termination_probability: Tensor
+    """float32 `[n]`"""
+    terminated: Tensor
+    """bool `[n]`"""
+    signals: dict[str, Tensor]
+    """the card's extra signals, float32 `[n]` each"""
+    decode: Callable[[Tensor], Tensor] = field(repr=False)
+    """latents to frames, see :meth:`magi_world.world.World.decode`"""
+    _decoded: list[Tensor] = field(default_factory=list, repr=False)
+
+    @property
+    def frames(self) -> Tensor:
+        """Frames uint8 `[n, F, H, W, 3]`, decoded when first asked for."""
+        if not self._decoded:
+            self._decoded.append(self.decode(self.latents))
+        return self._decoded[0]
+
+
+def concatenate(chunks: Sequence[Chunk]) -> Chunk:
+    """Rows of several chunks one after the other."""
+    if len(chunks) == 1:
+        return chunks[0]
+    return Chunk(
+        torch.cat([chunk.latents for chunk in chunks]),
+        torch.cat([chunk.reward for chunk in chunks]),
+        torch.cat([chunk.termination_probability for chunk in chunks]),
+        torch.cat([chunk.terminated for chunk in chunks]),
+        {name: torch.cat([chunk.signals[name] for chunk in chunks]) for name in chunks[0].signals},
+        chunks[0].decode,
+    )

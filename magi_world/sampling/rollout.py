@@ -1,0 +1,386 @@
+"""The running state of a world: step it, observe with it, save it, fork it.
+
+One environment step, as code:
+
+    prompt ── text encoder (cached) ──┐
+    noise ── DiT velocity x N steps ──┤   reads the KV cache, writes only its scratch place
+    clean pass ──► KV cache           │   the oldest chunk falls out
+        └── outcome heads ──► reward, terminated
+
+The passes themselves are in :mod:`magi_world.sampling.sampler`, the ring of keys and values in
+:mod:`magi_world.sampling.kv_cache`.
+
+Shapes: B slots, n slots named in a call, C channels, P latent frames, H rows, W columns.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from magi_world.errors import CheckpointError, ConfigError, NotReset, PromptError, ResetOptionError
+from magi_world.sampling.chunk import Chunk, concatenate
+from magi_world.sampling.kv_cache import KVCache
+from magi_world.sampling.sampler import ChunkSampler, Places
+
+if TYPE_CHECKING:
+    from magi_world.world import World
+
+Starts = Literal["opening", "any"]
+
+
+class Rollout:
+    """B independent rollouts of one world with a fixed-size cache.
+
+    Build it with :meth:`magi_world.world.World.rollout`. A rollout never ends by itself:
+    ``terminated`` is reported and the slot may be stepped on.
+    """
+
+    def __init__(
+        self,
+        world: "World",
+        batch_size: int = 1,
+        seeds: Iterable[int] | None = None,
+        *,
+        steps: int | None = None,
+        temperature: float = 1.0,
+        starts: Starts = "opening",
+    ) -> None:
+        """Set up the slots; nothing is generated before :meth:`reset`.
+
+        Args:
+            world: the world.
+            batch_size: slots B.
+            seeds: one seed a slot; None seeds each from the operating system.
+            steps: denoising steps per chunk, default the world's.
+            temperature: factor on the initial noise.
+            starts: "opening" draws resets from the real openings, "any" from all clips of the bank.
+
+        Raises:
+            ConfigError: a value outside what is named here.
+        """
+        sampling = world.config.sampling
+        if batch_size < 1:
+            raise ConfigError(f"batch_size {batch_size} is below 1")
+        if starts not in ("opening", "any"):
+            raise ConfigError(f"starts {starts!r} is not one of 'opening', 'any'")
+        if not temperature >= 0:
+            raise ConfigError(f"temperature {temperature} is negative")
+        self.world = world
+        self.batch_size = batch_size
+        self.steps = sampling.num_steps if steps is None else steps
+        if self.steps < 1:
+            raise ConfigError(f"steps {steps} is below 1")
+        self.temperature = temperature
+        self.starts = starts
+        self.sampler = ChunkSampler(world, self.steps)
+        self.generators = [torch.Generator() for _ in range(batch_size)]
+        self._seed(range(batch_size), seeds)
+        self.chunk_index = torch.zeros(batch_size, dtype=torch.int64)
+        """chunks since the reset chunk, `[B]`"""
+        self.cache = self.sampler.new_cache(batch_size)
+        self._time = [0] * batch_size  # chunks that each slot has seen since its history began
+        self._ready = [False] * batch_size
+        self._starts_of_clips: dict[int, tuple[KVCache, Chunk]] = {}
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the tensors that come out."""
+        return self.world.device
+
+    def _seed(self, slots: Sequence[int], seeds: Iterable[int] | None) -> None:
+        if seeds is None:
+            for slot in slots:
+                self.generators[slot].seed()
+            return
+        values = [int(seed) for seed in seeds]
+        if len(values) != len(slots):
+            raise ConfigError(f"{len(values)} seeds for {len(slots)} slots: one a slot is needed")
+        for slot, seed in zip(slots, values, strict=True):
+            self.generators[slot].manual_seed(seed)
+
+    # ---------------------------------------------------------------- step
+
+    @torch.inference_mode()
+    def step(self, prompts: Sequence[str]) -> Chunk:
+        """Generate the next chunk of every slot.
+
+        Order: prompts are encoded (cached), noise from each slot's generator, denoising steps,
+        clean pass, outcome heads, one uniform draw a slot (also when the probability is 0).
+        An error leaves the rollout as it was, generators included.
+
+        Args:
+            prompts: one text a slot.
+
+        Returns:
+            One row a slot.
+
+        Raises:
+            NotReset: a slot was never reset.
+            PromptError: a prompt that cannot be used, or not one a slot.
+        """
+        self._require_ready(range(self.batch_size))
+        if isinstance(prompts, str) or len(prompts) != self.batch_size:
+            count = f"the text {prompts!r}" if isinstance(prompts, str) else f"{len(prompts)}"
+            raise PromptError(f"step needs a list of {self.batch_size} prompts, got {count}")
+        for prompt in prompts:
+            self.world.check_prompt(prompt)
+        before = [generator.get_state() for generator in self.generators]
+        try:
+            slots = range(self.batch_size)
+            places = self._places(slots)
+            latents = self.sampler.denoise(self._noise(slots), prompts, places)
+            chunk = self.sampler.clean_pass(latents, prompts, places)
+            draws = [torch.rand((), generator=generator) for generator in self.generators]
+        except BaseException:
+            for generator, state in zip(self.generators, before, strict=True):
+                generator.set_state(state)
+            raise
+        self._advance(slots)
+        terminated = torch.stack(draws).to(self.device) < chunk.termination_probability
+        return replace(chunk, terminated=terminated)
+
+    def _noise(self, slots: Sequence[int]) -> Tensor:
+        """Initial noise from the slots' own generators, `[n, C, P, H, W]`."""
+        shape = self.world.config.latent_shape
+        noise = [torch.randn(shape, generator=self.generators[slot]) for slot in slots]
+        return torch.stack(noise).to(self.device) * self.temperature
+
+    def _places(self, slots: Sequence[int]) -> Places:
+        return Places(self.cache, slots, [self._time[slot] for slot in slots])
+
+    def _advance(self, slots: Sequence[int]) -> None:
+        self.cache.advance(slots)
+        for slot in slots:
+            self._time[slot] += 1
+        self.chunk_index[list(slots)] += 1
+
+    def _require_ready(self, slots: Iterable[int]) -> None:
+        waiting = [slot for slot in slots if not self._ready[slot]]
+        if waiting:
+            raise NotReset(f"slots {waiting} were never reset: call reset() first")
+
+    # ---------------------------------------------------------------- observe
+
+    @torch.inference_mode()
+    def observe(
+        self,
+        latents: Tensor,
+        prompts: Sequence[str | None],
+        slots: Sequence[int] | None = None,
+    ) -> Chunk:
+        """Append one given chunk a slot by one clean pass; draws nothing.
+
+        Args:
+            latents: `[n, C, P, H, W]`, scaled as :meth:`magi_world.world.World.encode` does.
+            prompts: the prompt that each chunk had; None for "no prompt".
+            slots: which slots, default all.
+
+        Returns:
+            One row per slot named; ``terminated`` is False.
+
+        Raises:
+            NotReset, PromptError, ConfigError: as :meth:`step`, or latents of another shape.
+        """
+        chosen = list(range(self.batch_size)) if slots is None else self._check_slots(slots)
+        self._require_ready(chosen)
+        expected = (len(chosen), *self.world.config.latent_shape)
+        if tuple(latents.shape) != expected:
+            raise ConfigError(f"latents {tuple(latents.shape)}: expected {expected}")
+        self._check_given_prompts(prompts, len(chosen))
+        x = latents.to(self.device, torch.float32)
+        # at a fixed width, so that a slot's bits do not depend on how many others observe
+        if slots is None:
+            chunk = self.sampler.clean_pass(x, prompts, self._places(chosen))
+            self._advance(chosen)
+            return chunk
+        rows = []
+        for index, slot in enumerate(chosen):
+            one = x[index : index + 1]
+            rows.append(self.sampler.clean_pass(one, [prompts[index]], self._places([slot])))
+            self._advance([slot])
+        return concatenate(rows)
+
+    def _check_given_prompts(self, prompts: Sequence[str | None], count: int) -> None:
+        if isinstance(prompts, str) or len(prompts) != count:
+            raise PromptError(f"{count} prompts are needed, got {prompts!r}")
+        for prompt in prompts:
+            if prompt is not None:
+                self.world.check_prompt(prompt)
+
+    # ---------------------------------------------------------------- reset
+
+    @torch.inference_mode()
+    def reset(
+        self,
+        slots: Sequence[int] | None = None,
+        *,
+        seeds: Iterable[int] | None = None,
+        clip: int | Sequence[int] | None = None,
+        image: Any = None,
+        video: Any = None,
+        prompts: Sequence[str | None] | None = None,
+        prompt: str | None = None,
+    ) -> Chunk:
+        """Begin anew in these slots, and in no other.
+
+        Without one of ``clip``, ``image``, ``video``, ``prompt`` an opening of the bank is drawn
+        from the slot's generator (with ``starts="any"`` any clip of the bank).
+
+        Args:
+            slots: which slots, default all.
+            seeds: one seed per slot named; None lets their generators go on.
+            clip: index of a clip of the bank, or one a slot.
+            image: uint8 `[H, W, 3]`, repeated to fill a chunk.
+            video: uint8 `[T, H, W, 3]`, cropped at the front to whole chunks.
+            prompts: the captions of an image or video, one a chunk; default "no prompt".
+            prompt: chunk 0 is generated under this text, with no history.
+
+        Returns:
+            The last chunk of the history, one row per slot named, reward 0.
+
+        Raises:
+            ResetOptionError: two starts at once, or one that cannot be used.
+        """
+        chosen = list(range(self.batch_size)) if slots is None else self._check_slots(slots)
+        given = {"clip": clip, "image": image, "video": video, "prompt": prompt}
+        named = [name for name, value in given.items() if value is not None]
+        if len(named) > 1:
+            raise ResetOptionError(f"at most one of {', '.join(given)} can be given, got {named}")
+        if prompts is not None and not (image is not None or video is not None):
+            raise ResetOptionError("prompts are the captions of an image or video: give one too")
+        if prompt is not None:
+            self.world.check_prompt(prompt)
+        history = None
+        if image is not None or video is not None:
+            history = self.world.history(image=image, video=video, prompts=prompts)
+        clips = self._chosen_clips(clip, len(chosen))
+        if seeds is not None:
+            self._seed(chosen, seeds)
+        rows = []
+        for index, slot in enumerate(chosen):
+            if prompt is not None:
+                rows.append(self._generate_start(slot, prompt))
+            elif history is not None:
+                rows.append(self.sampler.replay(*history, self.cache, slot))
+                self._time[slot] = len(history[1])
+            else:
+                rows.append(self._start_from_bank(slot, None if clips is None else clips[index]))
+            self._ready[slot] = True
+            self.chunk_index[slot] = 0
+        return concatenate(rows)
+
+    def _check_slots(self, slots: Sequence[int]) -> list[int]:
+        chosen = [int(slot) for slot in slots]
+        wrong = [slot for slot in chosen if not 0 <= slot < self.batch_size]
+        if wrong or not chosen or len(set(chosen)) != len(chosen):
+            raise ConfigError(
+                f"slots {chosen}: one or more different slots of 0…{self.batch_size - 1} are needed"
+            )
+        return chosen
+
+    def _chosen_clips(self, clip: int | Sequence[int] | None, count: int) -> list[int] | None:
+        if clip is None:
+            return None
+        clips = [clip] * count if isinstance(clip, int) else [int(index) for index in clip]
+        size = len(self.world.bank)
+        wrong = [index for index in clips if isinstance(index, bool) or not 0 <= index < size]
+        if wrong or len(clips) != count:
+            raise ResetOptionError(
+                f"clip {clip!r}: one index of 0…{size - 1} is needed, or one for each of {count}"
+            )
+        return clips
+
+    def _start_from_bank(self, slot: int, clip: int | None) -> Chunk:
+        bank = self.world.bank
+        if clip is None:
+            choices = bank.num_openings if self.starts == "opening" else len(bank)
+            if choices == 0:
+                raise ResetOptionError(
+                    f"the world {self.world.name!r} has no openings: "
+                    "reset with image, video or prompt"
+                )
+            clip = int(torch.randint(choices, (), generator=self.generators[slot]))
+        if clip not in self._starts_of_clips:
+            # the same clip always gives the same keys and values, so they are computed once
+            cache = self.sampler.new_cache(1)
+            chunk = self.sampler.replay(*bank.clip(clip), cache, 0)
+            self._starts_of_clips[clip] = (cache, chunk)
+        cache, chunk = self._starts_of_clips[clip]
+        self.cache.copy_slot(slot, cache, 0)
+        self._time[slot] = bank.clip(clip)[0].shape[0]
+        return chunk
+
+    def _generate_start(self, slot: int, prompt: str) -> Chunk:
+        """Generate chunk 0 of a slot under a prompt, with no history."""
+        self.cache.clear(slot)
+        self._time[slot] = 0
+        places = self._places([slot])
+        latents = self.sampler.denoise(self._noise([slot]), [prompt], places)
+        chunk = self.sampler.clean_pass(latents, [prompt], places)
+        self._advance([slot])
+        return replace(chunk, reward=torch.zeros_like(chunk.reward))
+
+    # ---------------------------------------------------------------- save, restore, branch
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that decides the future: cache, time, generators, counters. All copies."""
+        return {
+            "world": self.world.name,
+            "cache": self.cache.state_dict(),
+            "time": torch.tensor(self._time),
+            "ready": torch.tensor(self._ready),
+            "chunk_index": self.chunk_index.clone(),
+            "generators": torch.stack([g.get_state() for g in self.generators]),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a saved state, bit-exactly on the same machine.
+
+        Raises:
+            CheckpointError: the state is of another world, batch size or geometry.
+        """
+        if state["world"] != self.world.name:
+            raise CheckpointError(
+                f"a state of {state['world']!r} in a rollout of {self.world.name!r}"
+            )
+        if len(state["time"]) != self.batch_size:
+            raise CheckpointError(
+                f"a state of {len(state['time'])} slots in a rollout of {self.batch_size}"
+            )
+        self.cache.load_state_dict(state["cache"])
+        self._time = [int(time) for time in state["time"]]
+        self._ready = [bool(ready) for ready in state["ready"]]
+        self.chunk_index = state["chunk_index"].clone()
+        for generator, saved in zip(self.generators, state["generators"], strict=True):
+            generator.set_state(saved.clone())  # torch 2.13 crashes on a view with an offset
+
+    def fork(self, slots: Sequence[int], seeds: Iterable[int] | None = None) -> "Rollout":
+        """Copy slots into a new rollout that shares nothing mutable with this one.
+
+        Args:
+            slots: one per new slot; a slot may be named several times.
+            seeds: one per new slot; None copies the generators (exact replay).
+
+        Raises:
+            ConfigError: an unknown slot, or not one seed per new slot.
+        """
+        chosen = [int(slot) for slot in slots]
+        wrong = [slot for slot in chosen if not 0 <= slot < self.batch_size]
+        if wrong or not chosen:
+            raise ConfigError(f"slots {chosen}: slots of 0…{self.batch_size - 1} are needed")
+        copy = Rollout(
+            self.world, len(chosen), steps=self.steps, temperature=self.temperature,
+            starts=self.starts,
+        )  # fmt: skip
+        for index, slot in enumerate(chosen):
+            copy.cache.copy_slot(index, self.cache, slot)
+            copy.generators[index].set_state(self.generators[slot].get_state())
+        copy._time = [self._time[slot] for slot in chosen]
+        copy._ready = [self._ready[slot] for slot in chosen]
+        copy.chunk_index = self.chunk_index[chosen].clone()
+        if seeds is not None:
+            copy._seed(range(len(chosen)), seeds)
+        return copy
