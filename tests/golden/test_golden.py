@@ -1,0 +1,31 @@
+"""Parity with the published model: one test a golden case, its id the case's name."""
+
+import pytest
+import torch
+
+from tests.golden.cases import Case, skip_reason
+from tests.golden.compare import document_mismatches, mismatch
+from tests.golden.drivers import DRIVERS
+
+
+@torch.no_grad()
+def test_case(case: Case) -> None:
+    reason = skip_reason(case)
+    if reason is not None:
+        pytest.skip(reason)
+    computed = DRIVERS[case.kind](case)
+    references = case.references()
+    tolerance = case.tolerance
+
+    wrong = [f"{name}: no rule" for name in references.keys() - tolerance.keys()]
+    for name, rule in tolerance.items():
+        if name not in computed.tensors:
+            wrong.append(f"{name}: not computed")
+        elif (difference := mismatch(computed.tensors[name], references[name], rule)) is not None:
+            wrong.append(f"{name}: {difference}")
+    values_wrong, values_compared = document_mismatches(computed.values, case.meta, case.expected)
+    wrong += values_wrong
+
+    assert not wrong, "\n".join(wrong)
+    if case.expected:
+        assert values_compared, "`expected` named no value"
