@@ -1,0 +1,1 @@
+"""Datasets, objectives and the one loop that trains the parts of a world."""

@@ -1,0 +1,187 @@
+"""Stage 2: the video DiT and the text encoder learn to predict the next chunk.
+
+Flow matching: the noisy copy of a chunk at time t must give the velocity from its noise to the
+chunk. Times follow the sampler's own grid (uniform u through the same map), so most of the training
+lies where few-step sampling evaluates. Histories are clean or carry up to a few percent of noise,
+as in MAGI-1, so that the model bears its own small errors.
+
+The chunk in which an episode ends is shown but not learnt: its last frames are a repeated picture
+(the game draws none after death), and a model that generates still pictures would tell the
+termination head what nobody could see.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from magi_world.errors import DatasetError
+from magi_world.models.dit import CaptionKV, VideoDiT
+from magi_world.training.recipe import DiTSettings
+from magi_world.training.store import Store
+from magi_world.training.teacher_forcing import (
+    add_noise,
+    concatenate_captions,
+    teacher_forced_inputs,
+)
+from magi_world.world import World
+
+
+def initialise(dit: VideoDiT) -> None:
+    """Start weights: small branches, so that a fresh model passes its input through.
+
+    The post-norms undo any small start of the branches themselves, so the branches are kept small
+    by the post-norms' own weights (stored minus one).
+    """
+    branch = (2 * len(dit.layers)) ** -0.5
+    with torch.no_grad():
+        for layer in dit.layers:
+            layer.self_attn_post_norm.weight.fill_(branch - 1)
+            layer.mlp_post_norm.weight.fill_(branch - 1)
+        dit.final_linear.linear.weight.zero_()
+        dit.y_embedder.null_caption_embedding.normal_(std=0.5)
+
+
+class Sequences:
+    """Random stretches of consecutive chunks from one part of the split."""
+
+    def __init__(self, store: Store, latents: np.ndarray[Any, Any], length: int, held_out: bool):
+        starts, ends = [], []
+        for episode in store.episodes(held_out):
+            first, end = int(store.offsets[episode]), int(store.offsets[episode + 1])
+            if end - first >= length:
+                starts.append(first)
+                ends.append(end - length + 1)
+        if not starts:
+            raise DatasetError(f"no episode has {length} chunks: shorten `sequence` in the recipe")
+        # every stretch of every episode is equally likely
+        self.choices = torch.cat([torch.arange(a, b) for a, b in zip(starts, ends, strict=True)])
+        self.length = length
+        self.latents = torch.from_numpy(latents)
+        self.action = torch.from_numpy(store.action)
+        self.terminal = torch.from_numpy(store.terminal)
+
+    def draw(self, count: int, generator: torch.Generator) -> Tensor:
+        """Rows of the store, `[count, length]`."""
+        picks = torch.randint(len(self.choices), (count,), generator=generator)
+        return self.choices[picks][:, None] + torch.arange(self.length)
+
+
+class DiTStage:
+    """Velocity prediction on random sequences of training chunks."""
+
+    name = "dit"
+
+    def __init__(self, world: World, store: Store, settings: DiTSettings) -> None:
+        assert world.text is not None
+        self.world = world
+        self.module = nn.ModuleDict({"dit": world.dit, "text": world.text})
+        self.settings = settings
+        latents = store.latents()
+        self.sequences = Sequences(store, latents, settings.sequence, held_out=False)
+        self.held_out = Sequences(store, latents, settings.sequence, held_out=True)
+        card = world.card
+        self.wordings = [[p, *card["paraphrases"].get(p, [])] for p in card["prompts"]]
+
+    def loss(self, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        """Mean squared error of the velocity on one random batch."""
+        loss, error_SL = self._loss(self.sequences, self.settings.batch_size, generator)
+        return loss, {"first_chunk": error_SL[:, 0].mean(), "last_chunk": error_SL[:, -1].mean()}
+
+    def _loss(
+        self, sequences: Sequences, count: int, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        rows_SL = sequences.draw(count, generator)
+        S, L = rows_SL.shape
+        rows = rows_SL.flatten()
+        x = sequences.latents[rows].float()  # [G, C, P, h, w]
+
+        def randn() -> Tensor:
+            return torch.randn(x.shape, generator=generator)
+
+        t_history = self._history_times(S * L, generator)
+        history = add_noise(x, randn(), t_history)
+        t, noise = self._times(S * L, generator), randn()
+        noisy = add_noise(x, noise, t)
+
+        choice, captions = self._captions(sequences.action[rows], generator)
+        inputs = teacher_forced_inputs(
+            self.world,
+            (S, L),
+            clean=(history, t_history),
+            noisy=(noisy, t),
+            captions=captions,
+            choice_G=choice,
+            dropped_G=choice == len(captions[1]) - 1,
+        )
+        velocity = self.world.dit(inputs).velocity[S * L :]
+        error = (velocity - (x - noise)).square().mean((1, 2, 3, 4))
+        learnt = (~sequences.terminal[rows]).float()
+        loss = (error * learnt).sum() / learnt.sum()
+        return loss, (error.detach() * learnt).view(S, L)
+
+    def _times(self, count: int, generator: torch.Generator) -> Tensor:
+        """Times in [0, 1) that follow the map of the sampler's grid."""
+        sampling = self.world.config.sampling
+        u = torch.rand(count, generator=generator)
+        u = u.square() if sampling.transform == "square" else u
+        w = 1 / sampling.shift
+        return w * u / (1 + (w - 1) * u)
+
+    def _history_times(self, count: int, generator: torch.Generator) -> Tensor:
+        """Times of the clean copies: half of them clean, the others slightly noised."""
+        noised = torch.rand(count, generator=generator) < 0.5
+        amount = torch.rand(count, generator=generator) * self.settings.history_noise
+        clean_t = self.world.config.sampling.clean_t
+        return torch.where(noised, clean_t - amount, torch.full_like(amount, clean_t))
+
+    def _captions(
+        self, action_G: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, tuple[CaptionKV, list[int]]]:
+        """A wording for every chunk; the last caption is the null caption.
+
+        Only a few wordings of every action are encoded per batch, each once.
+        """
+        settings, world = self.settings, self.world
+        count = settings.paraphrases
+        texts: list[str] = []
+        for wordings in self.wordings:
+            order = torch.randperm(len(wordings), generator=generator)[:count].tolist()
+            texts += [wordings[i] for i in (order * count)[:count]]
+        assert world.text is not None
+        tokens, lengths = world.text(texts)
+        null = world.dit.y_embedder.null_caption_embedding[
+            : world.config.sampling.null_prompt_tokens
+        ]
+        caption = concatenate_captions([world.dit.caption_kv(tokens), world.dit.caption_kv(null)])
+        wording = torch.randint(count, action_G.shape, generator=generator)
+        dropped = torch.rand(action_G.shape, generator=generator) < settings.caption_dropout
+        choice = torch.where(dropped, len(texts), action_G * count + wording)
+        return choice, (caption, [*lengths, null.shape[0]])
+
+    @torch.no_grad()
+    def sample(self) -> dict[str, Tensor]:
+        """Held-out stretches, real above dreamed (open loop from half a stretch on)."""
+        generator = torch.Generator().manual_seed(1)
+        count, length = 4, self.held_out.length
+        rows_SL = self.held_out.draw(count, generator)
+        x = self.held_out.latents[rows_SL].float()  # [S, L, C, P, h, w]
+        prompts = self.world.card["prompts"]
+        self.world.to()  # forget captions of older weights
+        rollout = self.world.rollout(count, seeds=range(count))
+        half = length // 2
+        rollout.reset(prompt=prompts[0])
+        for slot in range(count):
+            rollout.cache.clear(slot)
+        dreamed = [x[:, i] for i in range(half)]
+        for i in range(half):
+            texts = [prompts[a] for a in self.held_out.action[rows_SL[:, i]].tolist()]
+            rollout.observe(x[:, i], texts)
+        for i in range(half, length):
+            texts = [prompts[a] for a in self.held_out.action[rows_SL[:, i]].tolist()]
+            dreamed.append(rollout.step(texts).latents)
+        real = torch.cat([self.world.decode(x[:, i]) for i in range(length)], dim=1)
+        dream = torch.cat([self.world.decode(chunk) for chunk in dreamed], dim=1)
+        both = torch.cat([real, dream], dim=2)  # [S, T, 2H, W, 3]
+        return {"real_above_dream": torch.cat(list(both), dim=2)}

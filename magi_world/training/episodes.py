@@ -1,0 +1,237 @@
+"""Read the episodes of a Minari dataset as chunks: what `collect` wrote, or anybody's frames.
+
+Two forms of observations are understood, alone or as the one picture-like entry of a Dict:
+
+- chunks, uint8 `[F, H, W, 3]` with F a multiple of four: one step is one chunk;
+- single frames, uint8 `[H, W, 3]`: the first one, repeated, is the first chunk; after it four steps
+  make a chunk, and the action must be the same in all four.
+
+Actions are Discrete; where the space starts above 0 they are counted from 0.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from magi_world.errors import DatasetError, missing_package
+
+FIRST_SEED = 1_000_000
+"""Data is played with the game's seeds from here on; evaluation keeps to smaller ones."""
+
+_HELD_OUT_EVERY = 20
+_FRAMES = 4
+
+
+def is_held_out(seed: int) -> bool:
+    """Whether the episode of this seed belongs to the held-out part (every twentieth does)."""
+    return seed % _HELD_OUT_EVERY == _HELD_OUT_EVERY - 1
+
+
+@dataclass(frozen=True)
+class EpisodeData:
+    """One episode of n steps.
+
+    `frames` uint8 `[n + 1, F, H, W, 3]`, `actions` int64 `[n]`, `rewards` float32 `[n]`,
+    `valid_frames` int64 `[n + 1]` (how many frames of the chunk are real), `health` float32
+    `[n + 1]` or None if the dataset does not know it. `behaviour` says who played ("" if unknown).
+    `seed` decides the split (`is_held_out`); where the dataset has no seeds the episode's number
+    stands for it, counted from `FIRST_SEED`.
+    """
+
+    seed: int
+    behaviour: str
+    frames: npt.NDArray[np.uint8]
+    actions: npt.NDArray[np.int64]
+    rewards: npt.NDArray[np.float32]
+    valid_frames: npt.NDArray[np.int64]
+    health: npt.NDArray[np.float32] | None
+    terminated: bool
+    truncated: bool
+
+
+def import_minari(purpose: str) -> Any:
+    """Import Minari with its storage, or raise the error that says how to install both."""
+    try:
+        import h5py  # noqa: F401  (Minari's storage needs it, and asks for it late)
+        import minari
+    except ImportError as error:
+        raise missing_package("minari[hdf5]", "data", purpose) from error
+    return minari
+
+
+def open_dataset(path_or_id: Path | str, *, root: Path | str | None = None) -> Any:
+    """Open a dataset by its folder, or by its Minari id under `root` (default: Minari's own).
+
+    Raises `DatasetError` if there is none, `MissingPackage` without Minari. Nothing is downloaded.
+    """
+    minari = import_minari("reading data")
+    folder = Path(path_or_id).expanduser()
+    if root is not None:
+        folder = Path(root).expanduser() / path_or_id
+    elif not folder.exists():
+        folder = Path(minari.storage.get_dataset_path(str(path_or_id)))
+    data = folder if folder.name == "data" else folder / "data"
+    if not (data / "metadata.json").is_file():
+        raise DatasetError(f"no Minari dataset at {folder}: it has no data/metadata.json")
+    return minari.MinariDataset(data)
+
+
+def count_chunks(path_or_id: Path | str, *, root: Path | str | None = None) -> int:
+    """Most chunks that `read_episodes` gives, reset chunks included, without reading them.
+
+    For single frames this counts frames, so it is too high by a factor of four.
+    """
+    dataset = open_dataset(path_or_id, root=root)
+    return int(dataset.total_steps) + int(dataset.total_episodes)
+
+
+def read_episodes(
+    path_or_id: Path | str, *, root: Path | str | None = None, held_out: bool | None = None
+) -> Iterator[EpisodeData]:
+    """Go through the episodes in their order, one in memory at a time.
+
+    `held_out=True` gives the held-out part only, `False` the rest; what is left out is not read.
+    Raises `DatasetError` at once if the spaces cannot be used, and on the way for an episode whose
+    frames cannot be grouped into chunks.
+    """
+    dataset = open_dataset(path_or_id, root=root)
+    layout = _Layout.of(dataset)
+    return _episodes(dataset, layout, held_out)
+
+
+def _episodes(dataset: Any, layout: "_Layout", held_out: bool | None) -> Iterator[EpisodeData]:
+    numbers = [int(number) for number in dataset.episode_indices]
+    for number, about in zip(numbers, dataset.storage.get_episode_metadata(numbers), strict=True):
+        seed = int(about.get("seed", FIRST_SEED + number))
+        if held_out is not None and is_held_out(seed) != held_out:
+            continue
+        episode = next(iter(dataset.iterate_episodes([number])))
+        behaviour = str(about.get("options", {}).get("behaviour", ""))
+        yield layout.read(episode, seed, behaviour)
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Where the frames of a dataset are and how its actions are numbered."""
+
+    name: str
+    key: str | None  # the entry of a Dict observation that holds the frames
+    single: bool  # one frame a step, to be grouped
+    first_action: int
+
+    @classmethod
+    def of(cls, dataset: Any) -> "_Layout":
+        name, actions = str(dataset.id), dataset.action_space
+        if not (hasattr(actions, "n") and hasattr(actions, "start")):
+            raise DatasetError(f"{name}: actions must be Discrete, they are {actions}")
+        space = dataset.observation_space
+        entries = dict(space.spaces) if isinstance(getattr(space, "spaces", None), dict) else None
+        if entries is None:
+            key = None
+        else:
+            keys = [one for one, entry in entries.items() if _holds_frames(entry)]
+            if len(keys) != 1:
+                raise DatasetError(
+                    f"{name}: a Dict observation needs exactly one entry of frames (uint8 "
+                    f"[F, H, W, 3] or [H, W, 3]), it has {keys} among {sorted(entries)}"
+                )
+            key, space = keys[0], entries[keys[0]]
+        if not _holds_frames(space):
+            raise DatasetError(
+                f"{name}: observations must be uint8 [F, H, W, 3] with F a multiple of {_FRAMES}, "
+                f"or uint8 [H, W, 3]; they are {getattr(space, 'dtype', None)} "
+                f"{list(getattr(space, 'shape', None) or [])}"
+            )
+        return cls(name, key, len(space.shape) == 3, int(actions.start))
+
+    def read(self, episode: Any, seed: int, behaviour: str) -> EpisodeData:
+        observations = episode.observations
+        frames = np.asarray(observations if self.key is None else observations[self.key])
+        actions = np.asarray(episode.actions, np.int64) - self.first_action
+        rewards = np.asarray(episode.rewards, np.float32)
+        if len(frames) != len(actions) + 1 or not len(actions):
+            raise DatasetError(
+                f"{self.name}, episode {episode.id}: {len(actions)} actions need "
+                f"{len(actions) + 1} observations and at least one action, it has {len(frames)}"
+            )
+        terminated = bool(np.asarray(episode.terminations)[-1])
+        health = None
+        if self.single:
+            frames, actions, rewards, valid = self._group(
+                frames, actions, rewards, terminated, int(episode.id)
+            )
+        else:
+            infos = episode.infos or {}
+            full = np.full(len(frames), frames.shape[1], np.int64)
+            valid = self._info(infos, "valid_frames", full, int(episode.id))
+            if "health" in infos:
+                blank = np.zeros(len(frames), np.float32)
+                health = self._info(infos, "health", blank, int(episode.id))
+        return EpisodeData(
+            seed=seed,
+            behaviour=behaviour,
+            frames=frames,
+            actions=actions,
+            rewards=rewards,
+            valid_frames=valid,
+            health=health,
+            terminated=terminated,
+            truncated=bool(np.asarray(episode.truncations)[-1]),
+        )
+
+    def _info(self, infos: Any, key: str, default: Any, episode: int) -> Any:
+        values = np.asarray(infos[key], default.dtype) if key in infos else default
+        if values.shape != default.shape:
+            raise DatasetError(
+                f"{self.name}, episode {episode}: the info {key!r} has shape "
+                f"{list(values.shape)} instead of {list(default.shape)}"
+            )
+        return values
+
+    def _group(
+        self, frames: Any, actions: Any, rewards: Any, terminated: bool, episode: int
+    ) -> tuple[Any, Any, Any, Any]:
+        """Group single frames by four; a last group that is too short is filled or left out.
+
+        It is filled, with the last frame, where the episode terminates in it: the end is what the
+        outcome heads learn from. A cut without an end teaches nothing and is left out.
+        """
+        missing = -len(actions) % _FRAMES
+        if missing and not terminated:
+            keep = len(actions) - len(actions) % _FRAMES
+            frames, actions, rewards = frames[: keep + 1], actions[:keep], rewards[:keep]
+            missing = 0
+        if not len(actions):
+            raise DatasetError(
+                f"{self.name}, episode {episode}: shorter than one chunk of {_FRAMES} frames"
+            )
+        last_reward = np.zeros(missing, np.float32)
+        groups = np.concatenate([actions, np.repeat(actions[-1:], missing)]).reshape(-1, _FRAMES)
+        mixed = np.flatnonzero((groups != groups[:, :1]).any(axis=1))
+        if len(mixed):
+            raise DatasetError(
+                f"{self.name}, episode {episode}, steps {mixed[0] * _FRAMES} to "
+                f"{mixed[0] * _FRAMES + _FRAMES - 1}: the action changes within a chunk "
+                f"({groups[mixed[0]].tolist()}); record with each action repeated {_FRAMES} times"
+            )
+        first = np.repeat(frames[:1], _FRAMES, axis=0)
+        filled = np.concatenate([first, frames[1:], np.repeat(frames[-1:], missing, axis=0)])
+        valid = np.full(len(groups) + 1, _FRAMES, np.int64)
+        valid[-1] -= missing
+        return (
+            filled.reshape(-1, _FRAMES, *frames.shape[1:]),
+            np.ascontiguousarray(groups[:, 0]),
+            np.concatenate([rewards, last_reward]).reshape(-1, _FRAMES).sum(axis=1),
+            valid,
+        )
+
+
+def _holds_frames(space: Any) -> bool:
+    shape: tuple[int, ...] = tuple(getattr(space, "shape", None) or ())
+    if getattr(space, "dtype", None) != np.uint8 or len(shape) not in (3, 4) or shape[-1] != 3:
+        return False
+    return len(shape) == 3 or (shape[0] > 0 and shape[0] % _FRAMES == 0)

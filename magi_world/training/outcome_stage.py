@@ -1,0 +1,233 @@
+"""Stage 3: the outcome heads learn from the hidden states of clean passes.
+
+They are trained on chunks that the model itself generates, one step ahead of a real history with
+the real action, because that is what they will judge; the real chunks that were there beside them
+take part too. Chunks near an episode's end are drawn more often than they occur and weighted back,
+so that probabilities stay calibrated.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from rich.console import Console
+from torch import Tensor
+from torch.nn import functional as F
+
+from magi_world.models.dit import CaptionKV, DiTOutput
+from magi_world.models.outcome import OutcomeHead
+from magi_world.sampling.schedule import time_grid
+from magi_world.training.recipe import OutcomeSettings
+from magi_world.training.store import Store
+from magi_world.training.teacher_forcing import (
+    concatenate_captions,
+    teacher_forced_inputs,
+)
+from magi_world.world import World
+
+_BATCH = 16  # sequences generated together
+_REWARD_WEIGHT = 0.05
+_SIGNAL_WEIGHT = 10.0
+
+
+class Examples:
+    """Hidden states of clean passes with what really happened.
+
+    Attributes:
+        hidden: float16 `[N, n, E]`.
+        reward: float32 `[N]`.
+        terminal: float32 `[N]`.
+        signals: float32 `[N, signals]`.
+        weight: float32 `[N]`, how many chunks of the data each stands for.
+    """
+
+    def __init__(self) -> None:
+        self.parts: dict[str, list[Tensor]] = {}
+
+    def add(self, **tensors: Tensor) -> None:
+        for name, tensor in tensors.items():
+            self.parts.setdefault(name, []).append(tensor)
+
+    def cat(self) -> dict[str, Tensor]:
+        return {name: torch.cat(parts) for name, parts in self.parts.items()}
+
+
+def damage(store: Store) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
+    """Health lost in each chunk as a share of 100; 0 in reset chunks and where unknown."""
+    lost = np.zeros(len(store.health), dtype=np.float32)
+    lost[1:] = (store.health[:-1] - store.health[1:]) / 100
+    lost[store.offsets[:-1]] = 0
+    return np.clip(np.nan_to_num(lost), 0, 1)
+
+
+def sequence_strata(
+    store: Store, length: int, held_out: bool
+) -> tuple[list[int], list[int], float]:
+    """First rows of the stretches that end an episode by termination, and of all others.
+
+    Returns:
+        Starts of the ends, starts of the others, and the number of chunks the others stand for.
+    """
+    ends, others, chunks = [], [], 0.0
+    for episode in store.episodes(held_out):
+        first, end = int(store.offsets[episode]), int(store.offsets[episode + 1])
+        if end - first < 2 * length:
+            continue
+        last = end
+        if store.terminal[end - 1]:
+            ends.append(end - length)
+            last = end - length
+        others += list(range(first + 1, last - length + 1))
+        chunks += last - first - 1
+    return ends, others, chunks
+
+
+def _plan(
+    store: Store, length: int, chunks: int, held_out: bool, generator: torch.Generator
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches of rows `[S, L]` with the weight of each chunk `[S]`."""
+    ends, others, population = sequence_strata(store, length, held_out)
+    half = max(1, chunks // 2 // length)
+    repeats = max(1, half // max(1, len(ends)))
+    starts = [start for start in ends for _ in range(repeats)]
+    weights = [1.0 / repeats] * len(starts)
+    picks = torch.randint(len(others), (half,), generator=generator).tolist()
+    starts += [others[i] for i in picks]
+    weights += [population / (half * length)] * half
+    order = torch.randperm(len(starts), generator=generator)
+    rows = torch.tensor(starts)[order][:, None] + torch.arange(length)
+    weight = torch.tensor(weights)[order]
+    for i in range(0, len(rows), _BATCH):
+        yield rows[i : i + _BATCH], weight[i : i + _BATCH]
+
+
+def _captions(world: World) -> tuple[CaptionKV, list[int]]:
+    parts = [world.caption(prompt) for prompt in world.card["prompts"]]
+    return concatenate_captions(parts), [part[0][0].shape[0] for part in parts]
+
+
+@torch.inference_mode()
+def generate_examples(
+    world: World,
+    store: Store,
+    *,
+    length: int,
+    chunks: int,
+    held_out: bool,
+    seed: int,
+    console: Console | None = None,
+) -> dict[str, Tensor]:
+    """Generate chunks one step ahead of real histories and collect their clean passes.
+
+    The first half of every stretch serves as history only, so each example has as much of it as a
+    rollout that has been running.
+
+    Args:
+        world: a world with trained DiT.
+        store: real data.
+        length: chunks in a stretch.
+        chunks: about how many generated chunks; the real ones come on top.
+        held_out: which part of the split.
+        seed: of all draws.
+        console: shows progress.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    config = world.config
+    latents = torch.from_numpy(store.latents())
+    lost = torch.from_numpy(damage(store))
+    captions = _captions(world)
+    grid = time_grid(
+        config.sampling.num_steps, shift=config.sampling.shift, transform=config.sampling.transform
+    )
+    examples, done, skip = Examples(), 0, length // 2
+    for rows_SL, weight_S in _plan(store, length, 2 * chunks, held_out, generator):
+        S, L = rows_SL.shape
+        rows = rows_SL.flatten()
+        real = latents[rows].float()
+        x, hidden = _one_step_ahead(
+            world, real, torch.from_numpy(store.action)[rows], (S, L), captions, grid, generator
+        )
+        hidden = hidden.half().unflatten(0, (2, S, L))[:, :, skip:]
+        kept = rows_SL[:, skip:].flatten().repeat(2)
+        terminal = torch.from_numpy(store.terminal)[kept]
+        examples.add(
+            hidden=hidden.flatten(0, 2),
+            reward=torch.from_numpy(store.reward)[kept],
+            terminal=terminal.float(),
+            signals=lost[kept][:, None],
+            weight=weight_S[:, None].expand(S, L - skip).flatten().repeat(2),
+        )
+        done += S * (L - skip)
+        if console is not None and (done // (S * (L - skip))) % 20 == 0:
+            console.print(f"outcome: {done} chunks generated", soft_wrap=True)
+    return examples.cat()
+
+
+def _one_step_ahead(
+    world: World,
+    real: Tensor,
+    action_G: Tensor,
+    shape: tuple[int, int],
+    captions: tuple[CaptionKV, list[int]],
+    grid: list[float],
+    generator: torch.Generator,
+) -> tuple[Tensor, Tensor]:
+    """Every chunk generated from its real history, and the clean passes of both copies.
+
+    Returns:
+        Generated latents `[G, C, P, h, w]`, and hidden states `[2 * G, n, E]`, real ones first.
+    """
+    clean_t = world.config.sampling.clean_t
+
+    def forward(copies: Tensor, t: float) -> DiTOutput:
+        inputs = teacher_forced_inputs(
+            world,
+            shape,
+            clean=(real, torch.full(action_G.shape, clean_t)),
+            noisy=(copies, torch.full(action_G.shape, t)),
+            captions=captions,
+            choice_G=action_G,
+            dropped_G=torch.zeros_like(action_G, dtype=torch.bool),
+        )
+        output: DiTOutput = world.dit(inputs)
+        return output
+
+    x = torch.randn(real.shape, generator=generator)
+    for t, t_next in zip(grid, grid[1:], strict=False):
+        x = x + forward(x, t).velocity[len(real) :] * (t_next - t)
+    return x, forward(x, clean_t).hidden
+
+
+class OutcomeStage:
+    """Reward, termination and signals of the examples."""
+
+    name = "outcome"
+
+    def __init__(
+        self, head: OutcomeHead, examples: dict[str, Tensor], settings: OutcomeSettings
+    ) -> None:
+        self.module = head
+        self.examples = examples
+        self.batch_size = settings.batch_size
+
+    def loss(self, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        """Weighted cross-entropy of termination and squared errors of reward and signals."""
+        picks = torch.randint(len(self.examples["reward"]), (self.batch_size,), generator=generator)
+        batch = {name: tensor[picks] for name, tensor in self.examples.items()}
+        outcome = self.module(batch["hidden"].float())
+        weight = batch["weight"] / batch["weight"].mean()
+        termination = F.binary_cross_entropy_with_logits(
+            outcome.termination_logit, batch["terminal"], weight=weight
+        )
+        reward = (weight * (outcome.reward - batch["reward"]).square()).mean()
+        loss = termination + _REWARD_WEIGHT * reward
+        scalars = {"termination": termination.detach(), "reward": reward.detach()}
+        if outcome.signals.shape[1]:
+            error = (outcome.signals - batch["signals"]).square().mean(1)
+            loss = loss + _SIGNAL_WEIGHT * (weight * error).mean()
+            scalars["signals"] = error.detach().mean()
+        return loss, scalars
+
+    def sample(self) -> dict[str, Tensor]:
+        """The heads have nothing to show."""
+        return {}

@@ -1,0 +1,182 @@
+"""Train a world from recipe and data: VAE, then DiT and text encoder, then outcome heads."""
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+
+from magi_world.checkpoints.world_format import Bank
+from magi_world.errors import RecipeError
+from magi_world.training.collect import is_held_out
+from magi_world.training.dit_stage import DiTStage, initialise
+from magi_world.training.episodes import count_chunks, read_episodes
+from magi_world.training.loop import Trainer
+from magi_world.training.outcome_stage import OutcomeStage, generate_examples
+from magi_world.training.recipe import Recipe
+from magi_world.training.store import Store, build_store, open_store
+from magi_world.training.vae_stage import VAEStage
+from magi_world.world import World, load
+
+STAGES = ("vae", "dit", "outcome")
+_ENCODE_BATCH = 64
+_CLIPS = 160  # longer clips in the bank
+
+
+def train_world(
+    recipe: Recipe,
+    data: Sequence[Path],
+    out: Path,
+    *,
+    resume: bool = False,
+    stages: Sequence[str] = STAGES,
+    console: Console | None = None,
+) -> World:
+    """Run the stages in order; everything that they make lies in ``out``.
+
+    Args:
+        recipe: what to train, see :func:`magi_world.training.recipe.load_recipe`.
+        data: folders of Minari datasets.
+        out: folder of checkpoints, TensorBoard logs, the training store and the world.
+        resume: go on from the checkpoints in ``out``.
+        stages: which stages to run; earlier ones must have run.
+        console: where progress goes, standard error by default.
+
+    Returns:
+        The world, also saved in `out/world`.
+
+    Raises:
+        RecipeError: an unknown stage, or ``out`` holds a run and ``resume`` is False.
+    """
+    console = console or Console(stderr=True)
+    unknown = sorted(set(stages) - set(STAGES))
+    if unknown:
+        raise RecipeError(f"unknown stages {unknown}; known are {list(STAGES)}")
+    if not resume and any(out.glob("*.checkpoint.safetensors")):
+        raise RecipeError(f"{out} holds a run already: resume it or choose another folder")
+    store = _store(data, out / "store", console)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.vae.seed)
+        world = World(_card(recipe, store))
+
+    def train(stage: Any, settings: Any) -> None:
+        run = Trainer(stage, settings, out, resume=resume, console=console)
+        if stage.name not in stages and not run.finished:
+            raise RecipeError(f"stage {stage.name!r} is not finished in {out}: run it first")
+        run.run()
+        world.card["training"][f"{stage.name}_minutes"] = round(run.seconds / 60, 1)
+        world.card["training"][f"{stage.name}_steps"] = settings.steps
+
+    vae = recipe.vae
+    train(VAEStage(world.vae, store, vae.batch_size, vae.kl_weight, vae.motion_weight), vae)
+    world = _with_scale(world, encode_store(world, store, console))
+    last = max(STAGES.index(stage) for stage in stages)
+    if last >= STAGES.index("dit"):
+        train(DiTStage(world, store, recipe.dit), recipe.dit)
+        world.to()  # captions of untrained weights are forgotten
+    if last >= STAGES.index("outcome"):
+        assert world.outcome is not None
+        examples = generate_examples(
+            world, store, length=recipe.dit.sequence, chunks=recipe.outcome.chunks,
+            held_out=False, seed=recipe.outcome.seed, console=console,
+        )  # fmt: skip
+        train(OutcomeStage(world.outcome, examples, recipe.outcome), recipe.outcome)
+    world.bank = make_bank(world, store)
+    for module in world.modules().values():
+        module.eval()
+    world.save(out / "world")
+    return load(out / "world")
+
+
+def _store(data: Sequence[Path], folder: Path, console: Console) -> Store:
+    if (folder / "table.npz").exists():
+        return open_store(folder)
+    total = sum(count_chunks(path) for path in data)
+    console.print(f"reading {total} chunks from {', '.join(map(str, data))}")
+    episodes = (episode for path in data for episode in read_episodes(path))
+    return build_store(episodes, folder, is_held_out, total)
+
+
+def _card(recipe: Recipe, store: Store) -> dict[str, Any]:
+    config = recipe.config
+    outcome = config.outcome
+    if outcome is not None and np.isnan(store.health).all():
+        outcome = replace(outcome, signals=())  # the data cannot teach them
+    return {
+        **recipe.card,
+        "fps": config.fps,
+        "config": replace(config, outcome=outcome).to_dict(),
+        "data": store.summary(),
+        "training": {"recipe": recipe.path.stem},
+    }
+
+
+@torch.inference_mode()
+def encode_store(world: World, store: Store, console: Console) -> float:
+    """Encode every chunk once; return the scale that gives the latents unit deviation.
+
+    The scale is measured on the training part and kept beside the latents.
+    """
+    note = store.folder / "scale.json"
+    if store.latents_path.exists() and note.exists():
+        return float(json.loads(note.read_text())["scale_factor"])
+    console.print(f"encoding {len(store.action)} chunks")
+    shape = (len(store.action), *world.config.latent_shape)
+    partial = store.folder / "latents.partial.npy"
+    latents = np.lib.format.open_memmap(partial, "w+", np.float16, shape)
+    scale_now = world.config.sampling.scale_factor
+    for i in range(0, len(latents), _ENCODE_BATCH):
+        frames = np.ascontiguousarray(store.frames[i : i + _ENCODE_BATCH])
+        latents[i : i + _ENCODE_BATCH] = (world.encode(frames) / scale_now).numpy()
+    deviation = float(latents[~store.held_out].astype(np.float32).std())
+    for i in range(0, len(latents), 4096):
+        latents[i : i + 4096] = latents[i : i + 4096].astype(np.float32) / deviation
+    latents.flush()
+    del latents
+    os.replace(partial, store.latents_path)
+    note.write_text(json.dumps({"scale_factor": 1 / deviation}))
+    return 1 / deviation
+
+
+def _with_scale(world: World, scale: float) -> World:
+    """The same world with its latents' scale; built anew because a configuration is frozen."""
+    world.card["config"]["sampling"]["scale_factor"] = scale
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        scaled = World(world.card)
+        initialise(scaled.dit)
+    for part, module in scaled.modules().items():
+        if part == "vae":
+            module.load_state_dict(world.vae.state_dict())
+    return scaled
+
+
+def make_bank(world: World, store: Store) -> Bank:
+    """The distinct real openings, and longer clips from all ages of training episodes."""
+    generator = np.random.default_rng(0)
+    latents = store.latents()
+    prompts = world.card["prompts"]
+    openings: dict[bytes, int] = {}
+    for episode in range(len(store.offsets) - 1):
+        row = int(store.offsets[episode])
+        openings.setdefault(store.frames[row].tobytes(), row)
+    rows = [(row, row + 1) for row in openings.values()]
+    length = world.config.sampling.kv_range
+    episodes = [
+        (int(store.offsets[e]), int(store.offsets[e + 1]) - 1) for e in store.episodes(False)
+    ]  # the last chunk may hold repeated pictures
+    candidates = np.concatenate(
+        [np.arange(first, end - length + 1) for first, end in episodes if end - first >= length]
+    )
+    picks = generator.choice(candidates, size=min(_CLIPS, len(candidates)), replace=False)
+    rows += [(int(row), int(row) + length) for row in np.sort(picks)]
+    return Bank(
+        tuple(torch.from_numpy(latents[a:b].astype(np.float32)) for a, b in rows),
+        tuple(tuple(prompts[i] for i in store.action[a:b]) for a, b in rows),
+        num_openings=len(openings),
+    )

@@ -1,0 +1,109 @@
+"""Sequences of real chunks as one forward: a clean copy and a noisy copy of every chunk.
+
+The clean copies play the history that a rollout would have in its cache; every noisy copy sees the
+clean copies before it and itself. So all chunks of a sequence are supervised in one forward, under
+a block mask given as slices (MAGI-1 paper, section on training; architecture: one attention).
+
+Shape suffixes: S sequences, L chunks in a sequence, G = S * L chunks, n tokens per chunk.
+Packed order: all clean copies, then all noisy copies, each in the order (sequence, chunk).
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from magi_world.kernels.attention import AttnSlices
+from magi_world.models.dit import CaptionKV, ChunkInputs
+from magi_world.world import World
+
+
+@lru_cache(maxsize=8)
+def teacher_forcing_slices(sequences: int, length: int, kv_range: int, tokens: int) -> AttnSlices:
+    """Who sees whom among the clean and noisy copies.
+
+    Args:
+        sequences: S.
+        length: L.
+        kv_range: chunks, itself included, that a chunk may see.
+        tokens: n.
+    """
+    rows = []
+    noisy = sequences * length  # index of the first noisy copy
+    for s in range(sequences):
+        for i in range(length):
+            own, first = s * length + i, s * length + max(0, i - kv_range + 1)
+            q = (own * tokens, (own + 1) * tokens)
+            rows.append((*q, first * tokens, (own + 1) * tokens, 0))
+            copy = noisy + own
+            q = (copy * tokens, (copy + 1) * tokens)
+            if first < own:
+                rows.append((*q, first * tokens, own * tokens, 0))
+            rows.append((*q, copy * tokens, (copy + 1) * tokens, 0))
+    return AttnSlices.from_list(rows)
+
+
+def caption_slices(choice: Sequence[int], lengths: Sequence[int], tokens: int) -> AttnSlices:
+    """Each chunk's queries over the rows of the caption that it chose.
+
+    Args:
+        choice: index of the caption of every chunk in the forward.
+        lengths: tokens of every caption, packed in this order.
+        tokens: n.
+    """
+    ends = torch.tensor([0, *lengths]).cumsum(0).tolist()
+    return AttnSlices.from_list(
+        (i * tokens, (i + 1) * tokens, ends[c], ends[c + 1], 0) for i, c in enumerate(choice)
+    )
+
+
+def concatenate_captions(parts: Sequence[CaptionKV]) -> CaptionKV:
+    """Captions of several sources as one packed list per layer."""
+    return [
+        (torch.cat([part[i][0] for part in parts]), torch.cat([part[i][1] for part in parts]))
+        for i in range(len(parts[0]))
+    ]
+
+
+def add_noise(x_GCPHW: Tensor, noise_GCPHW: Tensor, t_G: Tensor) -> Tensor:
+    """Point of the straight path from noise (t = 0) to the clean latents (t = 1)."""
+    t = t_G.view(-1, 1, 1, 1, 1)
+    return (1 - t) * noise_GCPHW + t * x_GCPHW
+
+
+def teacher_forced_inputs(
+    world: World,
+    shape: tuple[int, int],
+    *,
+    clean: tuple[Tensor, Tensor],
+    noisy: tuple[Tensor, Tensor],
+    captions: tuple[CaptionKV, Sequence[int]],
+    choice_G: Tensor,
+    dropped_G: Tensor,
+) -> ChunkInputs:
+    """One forward over both copies of S sequences of L chunks.
+
+    Args:
+        world: whose DiT and geometry.
+        shape: S and L.
+        clean: the clean copies `[G, C, P, h, w]` and their times `[G]`.
+        noisy: the noisy copies and their times.
+        captions: packed captions and the tokens of each.
+        choice_G: index of each chunk's caption.
+        dropped_G: booleans, the chunk has no prompt.
+    """
+    S, L = shape
+    config = world.config
+    n, width = config.tokens_per_chunk, config.sampling.chunk_width
+    x = torch.cat([clean[0], noisy[0]])
+    first = (torch.arange(L) * width).repeat(2 * S)
+    return ChunkInputs(
+        x=x,
+        t=torch.cat([clean[1], noisy[1]]),
+        dropped=dropped_G.repeat(2),
+        rotary=world.dit.rotary(first, (width, x.shape[3], x.shape[4])),
+        caption=captions[0],
+        attend=teacher_forcing_slices(S, L, config.sampling.kv_range, n),
+        cross=caption_slices(choice_G.repeat(2).tolist(), captions[1], n),
+    )

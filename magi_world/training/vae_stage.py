@@ -1,0 +1,67 @@
+"""Stage 1: the VAE learns to compress chunks of frames.
+
+The loss is the squared error in pixels, with more weight where a pixel moves within the chunk
+(fireballs are a few pixels wide), and a small KL term that keeps the latents near unit scale.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from magi_world.models.vae import VitVAE
+from magi_world.training.store import Store
+
+_MOTION_SCALE = 0.1  # change of a pixel, in [-1, 1] units, that counts as full motion
+
+
+def to_pixels(frames_NTHWC: Tensor) -> Tensor:
+    """Frames uint8 `[N, T, H, W, 3]` to pixels float32 `[N, 3, T, H, W]` in [-1, 1]."""
+    return frames_NTHWC.permute(0, 4, 1, 2, 3).float() / 127.5 - 1
+
+
+def to_frames(pixels_NCTHW: Tensor) -> Tensor:
+    """Pixels near [-1, 1] to frames uint8, truncated as MAGI-1 does; the inverse layout."""
+    scaled = (pixels_NCTHW.float() * 127.5 + 127.5).clamp(0, 255)
+    return scaled.to(torch.uint8).permute(0, 2, 3, 4, 1).contiguous()
+
+
+class VAEStage:
+    """Reconstruction of random training chunks."""
+
+    name = "vae"
+
+    def __init__(
+        self, vae: VitVAE, store: Store, batch_size: int, kl_weight: float, motion_weight: float
+    ) -> None:
+        self.module = vae
+        self.store = store
+        self.batch_size = batch_size
+        self.kl_weight = kl_weight
+        self.motion_weight = motion_weight
+        self.indices = torch.from_numpy(np.flatnonzero(~store.held_out))
+        held_out = np.flatnonzero(store.held_out)
+        self.shown = held_out[:: max(1, len(held_out) // 8)][:8]
+
+    def loss(self, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        """Weighted reconstruction error plus KL on one random batch."""
+        picks = torch.randint(len(self.indices), (self.batch_size,), generator=generator)
+        rows = self.indices[picks].numpy()
+        x = to_pixels(torch.from_numpy(self.store.frames[np.sort(rows)]))
+        mean, logvar, std = self.module.posterior(self.module.encode_moments(x))
+        z = mean + std * torch.randn(mean.shape, generator=generator)
+        error = (self.module.decode(z, single_frame=False) - x).square()
+        motion = (x - x.mean(2, keepdim=True)).abs().amax((1, 2), keepdim=True)
+        weight = 1 + self.motion_weight * (motion / _MOTION_SCALE).clamp(max=1)
+        reconstruction = (error * weight / weight.mean()).mean()
+        kl = 0.5 * (mean.square() + std.square() - 1 - logvar).mean()
+        mse = error.detach().mean()
+        return reconstruction + self.kl_weight * kl, {
+            "psnr": 10 * torch.log10(4 / mse), "kl": kl.detach(), "std": std.detach().mean(),
+        }  # fmt: skip
+
+    @torch.no_grad()
+    def sample(self) -> dict[str, Tensor]:
+        """Held-out chunks, real above reconstructed."""
+        frames = torch.from_numpy(self.store.frames[self.shown])
+        again = to_frames(self.module.decode(self.module.encode(to_pixels(frames)), False))
+        return {"real_above_decoded": torch.cat([frames.flatten(0, 1), again.flatten(0, 1)], dim=1)}
