@@ -1,0 +1,37 @@
+"""Gymnasium environments over generated worlds and over the real games behind them.
+
+Names are resolved when first asked for (PEP 562): importing `magi_world` imports this package to
+register the environments, and must not bring torch along.
+"""
+
+import importlib
+import typing
+
+if typing.TYPE_CHECKING:
+    from magi_world.envs.real_env import RealEnv
+    from magi_world.envs.spaces import PromptSpace
+    from magi_world.envs.world_env import WorldEnv
+    from magi_world.envs.wrappers import ChannelStack, LastFrame
+
+__all__ = ["ChannelStack", "LastFrame", "PromptSpace", "RealEnv", "WorldEnv"]
+
+_HOMES = {
+    "ChannelStack": "wrappers",
+    "LastFrame": "wrappers",
+    "PromptSpace": "spaces",
+    "RealEnv": "real_env",
+    "WorldEnv": "world_env",
+}
+
+
+def __getattr__(name: str) -> typing.Any:
+    """Import the class `name` from its module and keep it."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = importlib.import_module(f"{__name__}.{_HOMES[name]}")
+    value = globals()[name] = getattr(module, name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

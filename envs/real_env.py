@@ -1,0 +1,240 @@
+"""The real game behind a world as a Gymnasium environment: the dream's twin, with its spaces.
+
+What an agent learnt in `envs/world_env.py` is scored here: same actions, same observations, same
+chunks; the chunked adapter of the game draws them instead of the world.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+from gymnasium.error import ResetNeeded
+
+from magi_world import worlds
+from magi_world.checkpoints.world_format import CARD, read_card
+from magi_world.config import WorldConfig
+from magi_world.envs.doom import MAX_SEED, GameChunk, TakeCoverGame
+from magi_world.envs.rendering import RENDER_MODES, Renderer, render_fps
+from magi_world.envs.spaces import (
+    ACTIONS,
+    OBSERVATIONS,
+    Action,
+    Observation,
+    action_space,
+    as_index,
+    as_prompt,
+    choose,
+    max_prompt_length,
+    observation,
+    observation_space,
+)
+from magi_world.envs.world_env import check_horizon
+from magi_world.errors import ActionError, ConfigError, ResetOptionError, WorldNotFound
+from magi_world.world import load
+
+GAMES: dict[str, type[TakeCoverGame]] = {TakeCoverGame.name: TakeCoverGame}
+"""The real games, by the name of the world that was trained on them."""
+
+
+class RealEnv(gymnasium.Env[Observation, Action]):
+    """The real game of one world: a step plays one chunk of it under one action.
+
+    `reset` plays one chunk of the no-op, which is the first observation and counts in neither the
+    length of the episode nor its return. The reward of a chunk is the number of tics survived in
+    it. At death the rest of the chunk repeats the last frame that the game drew. `info` holds
+    `prompt` (the text of the action), `chunk` (chunks since the reset, 0 after it), `valid_frames`
+    (how many frames of the chunk the game drew) and `health` (the player's, 0 to 100).
+
+    The game knows its own actions only. With text actions the space is the dream's, but a step
+    takes just the card's prompts and their paraphrases, each standing for its action; any other
+    text is refused, where the dream would show what it makes of it.
+
+    `env.reset(seed=s)` plays the game's episode s; without a seed the next one is drawn from
+    `env.np_random`.
+
+    Args:
+        world: name of an embedded world, or a folder; its card names the game, and gives prompts
+            and sizes. Its weights are read for latents only.
+        actions: "text" or "discrete", an index into the card's prompts.
+        observations: "frames", "latent" (encoded with the world's VAE) or "both".
+        render_mode: "human", "rgb_array", "rgb_array_list" or None, see `envs/rendering.py`.
+        horizon: chunks after the reset chunk at which an episode is truncated, at the latest where
+            the game's own limit lies, which is what None means.
+        device: where the world encodes, such as "cpu" or "cuda"; None chooses.
+        dtype: such as "float32" or "bfloat16"; None chooses.
+
+    Raises:
+        ConfigError: a keyword whose value is not allowed, or a world that has no real game here.
+        WorldNotFound: no world of that name or folder.
+        MissingPackage: the game's package is absent, or pygame-ce for "human".
+    """
+
+    metadata: dict[str, Any] = {"render_modes": list(RENDER_MODES)}
+
+    def __init__(
+        self,
+        world: str | os.PathLike[str] = "doom-take-cover",
+        *,
+        actions: str = "text",
+        observations: str = "frames",
+        render_mode: str | None = None,
+        horizon: int | None = None,
+        device: str | None = None,
+        dtype: str | None = None,
+    ) -> None:
+        self._actions = choose("actions", actions, ACTIONS)
+        self._observations = choose("observations", observations, OBSERVATIONS)
+        if render_mode is not None:
+            choose("render_mode", render_mode, RENDER_MODES)
+        self.render_mode = render_mode
+        check_horizon(horizon)
+        self.horizon = horizon
+
+        card = _read_card(world)
+        config = WorldConfig.from_dict(card["config"])
+        self._make_game = _game_of(card, config)
+        self._game: TakeCoverGame | None = self._make_game()
+        self.world = (
+            None if observations == "frames" else load(os.fspath(world), device=device, dtype=dtype)
+        )
+        self._prompts: list[str] = card["prompts"]
+        self._indices = _indices(card)
+        self._max_length = max_prompt_length(config)
+        self.action_space = action_space(actions, self._prompts, self._max_length)
+        self.observation_space = observation_space(observations, config)
+        self.metadata = {
+            **self.metadata,
+            "render_fps": render_fps(render_mode, config.fps, config.chunk_frames),
+        }
+        self._renderer = Renderer(render_mode, fps=config.fps, title=f"{card['name']} (real)")
+        self._chunk = 0  # since the last reset
+        self._ended: str | None = "before the first reset()"
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
+        """Start an episode and return its first observation, one chunk of the no-op.
+
+        Args:
+            seed: the game's seed, 0 to 2^32 - 1; None draws one from `np_random`.
+            options: None or empty. The game begins where it begins.
+
+        Raises:
+            ResetOptionError: any option.
+        """
+        if options:
+            raise ResetOptionError(
+                f"reset options {list(options)}: the real game has none, it begins at its start"
+            )
+        super().reset(seed=seed)
+        if seed is None:
+            seed = int(self.np_random.integers(MAX_SEED, endpoint=True))
+        if self._game is None:
+            self._game = self._make_game()
+        chunk = self._game.reset(int(seed))
+        self._chunk = 0
+        self._ended = None
+        self._renderer.add(lambda: chunk.frames, first=True)
+        return self._observe(chunk), self._info(chunk, self._prompts[0])
+
+    def step(self, action: Action) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+        """Play one chunk under `action` and return what Gymnasium expects of a step.
+
+        Raises:
+            ResetNeeded: before the first reset, after the end of an episode or after `close`.
+            PromptError: with text actions, what the action space does not contain.
+            ActionError: an action that the game does not have.
+        """
+        if self._ended is not None or self._game is None:
+            raise ResetNeeded(f"step() {self._ended}: call reset()")
+        prompt, index = self._resolve(action)
+        chunk = self._game.step(index)
+        self._chunk += 1
+        at_horizon = self.horizon is not None and self._chunk >= self.horizon
+        truncated = chunk.truncated or at_horizon
+        if chunk.terminated or truncated:
+            self._ended = f"after the end of the episode, {self._chunk} chunks long"
+        self._renderer.add(lambda: chunk.frames)
+        info = self._info(chunk, prompt)
+        return self._observe(chunk), chunk.reward, chunk.terminated, truncated, info
+
+    def render(self) -> Any:
+        """Return the last frame, all frames since the last call, or None, as `render_mode` says."""
+        return self._renderer.render()
+
+    def close(self) -> None:
+        """End the game and close the window if there is one; a later reset starts them again."""
+        self._renderer.close()
+        if self._game is not None:
+            self._game.close()
+            self._game = None
+            self._ended = "after close()"
+
+    def _resolve(self, action: object) -> tuple[str, int]:
+        """Return the prompt that was meant and the index of its action."""
+        if self._actions == "discrete":
+            index = as_index(action, self._prompts)
+            return self._prompts[index], index
+        prompt = as_prompt(action, self._max_length)
+        if prompt not in self._indices:
+            raise ActionError(
+                f"prompt {prompt!r} is no action of the real game: it takes {self._prompts} "
+                "and the paraphrases in the world's card"
+            )
+        return prompt, self._indices[prompt]
+
+    def _observe(self, chunk: GameChunk) -> Observation:
+        world = self.world
+        if world is None:
+            return chunk.frames.copy()
+        return observation(
+            self._observations,
+            lambda: chunk.frames,
+            lambda: world.encode(chunk.frames[None])[0].cpu().numpy(),
+        )
+
+    def _info(self, chunk: GameChunk, prompt: str) -> dict[str, Any]:
+        return {
+            "prompt": prompt,
+            "chunk": self._chunk,
+            "valid_frames": chunk.valid_frames,
+            "health": chunk.health,
+        }
+
+
+def _read_card(world: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read the card of a world without its weights."""
+    folder = worlds.folder(str(world)) or Path(world)
+    if not (folder / CARD).is_file():
+        raise WorldNotFound(
+            f"no world {str(world)!r}: embedded are {', '.join(worlds.available()) or 'none'}; "
+            f"a path must be a folder with {CARD}"
+        )
+    return read_card(folder)
+
+
+def _game_of(card: dict[str, Any], config: WorldConfig) -> type[TakeCoverGame]:
+    """Find the game that a card names and check that its chunks are the world's."""
+    name = card["name"]
+    if name not in GAMES:
+        raise ConfigError(f"the world {name!r} has no real game here; known are {sorted(GAMES)}")
+    game = GAMES[name]
+    played = (game.prompts, game.chunk_frames, game.frame_shape)
+    dreamt = (card["prompts"], config.chunk_frames, (config.height, config.width, 3))
+    if played != dreamt:
+        raise ConfigError(
+            f"the world {name!r} has prompts, frames per chunk and frame shape {dreamt}, "
+            f"the real game {played}"
+        )
+    return game
+
+
+def _indices(card: dict[str, Any]) -> dict[str, int]:
+    """Index of the action of every prompt and paraphrase in a card."""
+    indices = {}
+    for index, prompt in enumerate(card["prompts"]):
+        for key in ("paraphrases", "held_out_paraphrases"):
+            for text in card.get(key, {}).get(prompt, ()):
+                indices[text] = index
+    return indices | {prompt: index for index, prompt in enumerate(card["prompts"])}

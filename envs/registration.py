@@ -1,0 +1,20 @@
+"""The environment ids that `import magi_world` adds to Gymnasium's registry."""
+
+import gymnasium
+
+ENTRY_POINTS = {
+    "magi_world/DoomTakeCover-v0": "magi_world.envs.world_env:WorldEnv",
+    "magi_world/DoomTakeCoverReal-v0": "magi_world.envs.real_env:RealEnv",
+}
+"""Class behind each id, as text: registering imports neither torch nor a game."""
+
+
+def register_environments() -> None:
+    """Register every id that is not registered yet.
+
+    No id sets `max_episode_steps`: the environments count their own horizon, and a limit given to
+    `gymnasium.make` comes on top of it.
+    """
+    for env_id, entry_point in ENTRY_POINTS.items():
+        if env_id not in gymnasium.registry:
+            gymnasium.register(env_id, entry_point, kwargs={"world": "doom-take-cover"})

@@ -1,0 +1,146 @@
+"""What `render` returns, ruled once for the dream and for the real game.
+
+`rgb_array` is the last frame of the chunk, `rgb_array_list` every frame since the last call, and
+`human` a window that shows each frame at the game's rate. Gymnasium's `save_video` takes the list
+whole; its `RecordVideo` keeps one frame a step, so a video of its plays at the right speed with
+`rgb_array`.
+"""
+
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+from gymnasium import logger
+from gymnasium.error import ResetNeeded
+
+from magi_world.envs.spaces import Frames
+from magi_world.errors import missing_package
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+RENDER_MODES = ("human", "rgb_array", "rgb_array_list")
+WINDOW_SIDE = 512
+"""Windows are the largest whole multiple of the frame that fits into this many pixels."""
+
+
+def render_fps(mode: str | None, fps: float, chunk_frames: int) -> float:
+    """Frames per second at which what `render` returns plays at the game's own speed.
+
+    `fps` is the rate of the game. One frame a chunk, as "rgb_array" gives, plays at `fps /
+    chunk_frames`; every other mode hands out all frames.
+    """
+    return fps / chunk_frames if mode == "rgb_array" else fps
+
+
+class Renderer:
+    """Keeps what `render` needs of the chunks of one environment.
+
+    Chunks come in as callables that give uint8 frames `[F, H, W, 3]`: an environment that observes
+    latents decodes a picture only when someone looks at it.
+
+    Args:
+        mode: one of `RENDER_MODES`, or None for no rendering.
+        fps: frames per second of the game.
+        title: title of the window.
+
+    Raises:
+        MissingPackage: "human" without pygame-ce.
+    """
+
+    def __init__(self, mode: str | None, *, fps: float, title: str) -> None:
+        self.mode = mode
+        self._pending: list[Callable[[], Frames]] = []
+        self._last: Callable[[], Frames] | None = None
+        self._window = Window(title, fps) if mode == "human" else None
+
+    def add(self, frames: Callable[[], Frames], *, first: bool = False) -> None:
+        """Take in the chunk of a reset (`first`) or of a step; "human" shows it at once.
+
+        A reset drops what was not fetched before it, as Gymnasium's own frame lists do: the video
+        of an episode never begins with an earlier one.
+        """
+        if self.mode is None:
+            return
+        self._last = frames
+        if self.mode == "rgb_array_list":
+            if first:
+                self._pending.clear()
+            self._pending.append(frames)
+        elif self._window is not None:
+            self._window.show(frames())
+
+    def render(self) -> Frames | list[Frames] | None:
+        """Return one frame `[H, W, 3]`, a list of them, or None, as the mode says.
+
+        Raises:
+            ResetNeeded: nothing has been added yet.
+        """
+        if self.mode is None:
+            logger.warn(
+                "render() without a render_mode returns None; "
+                f"pass render_mode to the constructor, one of {list(RENDER_MODES)}"
+            )
+            return None
+        if self._last is None:
+            raise ResetNeeded("render() before the first reset(): there is no frame yet")
+        if self.mode == "rgb_array_list":
+            chunks, self._pending = self._pending, []
+            return [frame.copy() for chunk in chunks for frame in chunk()]
+        if self._window is not None:
+            self._window.show(self._last()[-1:])
+            return None
+        last: Frames = self._last()[-1].copy()
+        return last
+
+    def close(self) -> None:
+        """Close the window if there is one. Calling it again does nothing."""
+        if self._window is not None:
+            self._window.close()
+
+
+class Window:
+    """A window of pygame-ce, opened by the first frames it shows."""
+
+    def __init__(self, title: str, fps: float) -> None:
+        self._pygame = _import_pygame()
+        self._clock = self._pygame.time.Clock()
+        self._window: Any = None
+        self._title = title
+        self._fps = fps
+
+    def show(self, frames: npt.NDArray[np.uint8]) -> None:
+        """Show frames uint8 `[n, H, W, 3]` one after the other, at the game's rate."""
+        pygame = self._pygame
+        height, width = frames.shape[1:3]
+        scale = max(1, WINDOW_SIDE // max(height, width))
+        size = (width * scale, height * scale)
+        if self._window is None:
+            pygame.display.init()
+            self._window = pygame.Window(self._title, size)
+        for frame in frames:
+            picture = pygame.surfarray.make_surface(frame.swapaxes(0, 1))
+            pygame.transform.scale(picture, size, self._window.get_surface())
+            self._window.flip()
+            pygame.event.pump()
+            self._clock.tick(self._fps)
+
+    def close(self) -> None:
+        """Close the window; the next `show` opens a new one."""
+        if self._window is not None:
+            self._window.destroy()
+            self._window = None
+
+
+def _import_pygame() -> "ModuleType":
+    # pygame greets on stdout, where the command line writes data only.
+    os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
+    try:
+        import pygame
+    except ImportError:
+        raise missing_package("pygame-ce", "human", "render_mode 'human'") from None
+    if not hasattr(pygame, "Window"):  # the older package pygame fills the same folder
+        raise missing_package("pygame-ce", "human", "render_mode 'human'")
+    return pygame
