@@ -1,0 +1,100 @@
+"""Agents that act in generated worlds and in the real games, one file each.
+
+`load` gives any of them: a baseline by name, the agent shipped with a world by the world's name,
+or one's own from its folder.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from magi_world import worlds
+from magi_world.errors import AgentError
+
+if TYPE_CHECKING:
+    from magi_world.world import World
+
+BASELINES = ("noop", "random", "sticky", "sweep")
+"""agents that see nothing; `random` is uniform per chunk"""
+AGENT = "agent"
+"""folder of the agent that ships with a world, beside the world's weights"""
+
+
+class Agent(Protocol):
+    """What plays: it is told when n episodes begin and answers each batch of observations."""
+
+    @property
+    def observations(self) -> str:
+        """The form that it reads: "frames" or "latent"."""
+
+    def reset(self, n: int, seed: int | None = None) -> None:
+        """Begin n episodes; row i draws from a generator seeded with `seed + i`."""
+
+    def act(self, observations: Any, /) -> npt.NDArray[np.int64]:
+        """Return a prompt index int64 `[n]` for observations `[n, ...]`, numpy or torch."""
+
+
+def load(
+    path_or_name: str | Path, *, world: "World | None" = None, greedy: bool | None = None
+) -> Agent:
+    """Load an agent: one of `BASELINES`, a world's name (its shipped agent) or a folder.
+
+    Args:
+        path_or_name: a baseline, the name of a world, or a folder with `agent.json`.
+        world: where it will play. Baselines read its card; a trained agent is checked against it.
+        greedy: overrides how a trained agent plays: the most probable action, or sampled.
+
+    Raises:
+        AgentError: there is no such agent, its files are damaged, or it does not fit the world.
+    """
+    name = str(path_or_name)
+    if name in BASELINES:
+        if world is None:
+            raise AgentError(f"the agent {name!r} reads the card of a world: give world=")
+        return _baseline(name, world.card)
+    folders = [worlds.folder(name), Path(path_or_name)]
+    if world is not None and name == world.name:
+        folders = [world.folder]
+    found = [agent for folder in folders if folder for agent in (folder, folder / AGENT)]
+    found = [folder for folder in found if (folder / "agent.json").is_file()]
+    if not found:
+        shipped = [w for w in worlds.available() if _has_agent(worlds.folder(w))]
+        raise AgentError(
+            f"no agent {name!r}: it is neither one of {', '.join(BASELINES)}, nor a world with an "
+            f"agent of its own ({', '.join(shipped) or 'there is none'}), nor a folder with "
+            "agent.json"
+        )
+    from magi_world.agents.ppo_agent import PPOAgent
+
+    agent = PPOAgent.load(found[0], greedy=greedy, device="cpu" if world is None else world.device)
+    if world is not None:
+        agent.check_fits(world.name, world.card["prompts"], world.config.latent_shape)
+    return agent
+
+
+def has_agent(world: "World") -> bool:
+    """Whether an agent lies beside the world's weights."""
+    return _has_agent(world.folder)
+
+
+def _has_agent(folder: Path | None) -> bool:
+    return folder is not None and (folder / AGENT / "agent.json").is_file()
+
+
+def _baseline(name: str, card: dict[str, Any]) -> Agent:
+    from magi_world.agents.random_agent import NoOp, Random, Sticky, Sweep
+
+    if name == "noop":
+        return NoOp()
+    if name == "random":
+        return Random(len(card["prompts"]))
+    if name == "sticky":
+        return Sticky(len(card["prompts"]))
+    if card.get("sweep_period") is None:
+        raise AgentError(
+            f"the card of {card['name']!r} has no sweep_period: "
+            f"run `magi-world evaluate {card['name']}`, which measures it"
+        )
+    return Sweep(int(card["sweep_period"]))

@@ -1,0 +1,474 @@
+"""PPO: estimates against slow twins, learning in a world of a few lines, files that round-trip."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from magi_world.agents.ppo import Actor, Args, advantages, blend, train
+from magi_world.agents.ppo_agent import (
+    PPOAgent,
+    build_network,
+    extend_history,
+    flatten_chunk,
+    start_history,
+)
+from magi_world.errors import AgentError, ConfigError, NotReset
+from magi_world.world import World
+
+PROMPTS = ["stand still", "strafe left", "strafe right"]
+SHAPE = (16, 1, 4, 4)
+SMALL: dict[str, Any] = {
+    "total_steps": 512, "num_slots": 8, "num_steps": 16, "history": 2, "channels": (8, 8),
+    "hidden": 16, "minibatches": 2,
+}  # fmt: skip
+
+
+class Fork:
+    """A rollout with a wall ahead: one half of the latents glows, and only its side is open.
+
+    The wrong side, and standing still, end the episode with probability `danger`.
+    """
+
+    def __init__(self, slots: int, seeds: Sequence[int], danger: float) -> None:
+        self.danger = danger
+        self.generators = [np.random.default_rng(seed) for seed in seeds]
+        self.chunk_index = torch.zeros(slots, dtype=torch.int64)
+        self.open_B = torch.zeros(slots, dtype=torch.int64)
+        self.resets: list[list[int]] = []
+
+    def _look(self, slots: Sequence[int]) -> Tensor:
+        latents = torch.zeros(len(slots), *SHAPE)
+        for row, slot in enumerate(slots):
+            self.open_B[slot] = int(self.generators[slot].integers(2)) + 1
+            half = slice(0, 2) if self.open_B[slot] == 1 else slice(2, 4)
+            latents[row, 0, 0, :, half] = 2.0
+        return latents
+
+    def reset(self, slots: Sequence[int] | None = None) -> SimpleNamespace:
+        slots = range(len(self.generators)) if slots is None else slots
+        self.resets.append(list(slots))
+        self.chunk_index[list(slots)] = 0
+        return SimpleNamespace(latents=self._look(slots))
+
+    def step(self, prompts: Sequence[str]) -> SimpleNamespace:
+        action_B = torch.tensor([PROMPTS.index(prompt) for prompt in prompts])
+        probability_B = self.danger * (action_B != self.open_B).float()
+        draw_B = torch.tensor([generator.random() for generator in self.generators])
+        self.chunk_index += 1
+        return SimpleNamespace(
+            latents=self._look(range(len(prompts))),
+            reward=torch.full((len(prompts),), 4.0),
+            termination_probability=probability_B,
+            terminated=draw_B < probability_B,
+            signals={"damage": 100 * probability_B},
+        )
+
+
+class ForkWorld:
+    """What `train` needs of a world, around `Fork`."""
+
+    name = "fork"
+    device = torch.device("cpu")
+
+    def __init__(self, *, danger: float = 0.5, horizon: int = 20, outcome: bool = True) -> None:
+        self.card = {"prompts": PROMPTS, "horizon": horizon, "reward_range": [0, 4]}
+        heads = SimpleNamespace(signals=("damage",)) if outcome else None
+        self.config = SimpleNamespace(latent_shape=SHAPE, outcome=heads)
+        self.danger = danger
+        self.asked: dict[str, Any] = {}
+
+    def rollout(self, slots: int, *, seeds: Sequence[int], **asked: Any) -> Fork:
+        self.asked = asked
+        return Fork(slots, seeds, self.danger)
+
+
+def fork_world(**settings: Any) -> Any:
+    return ForkWorld(**settings)
+
+
+def new_agent(*, greedy: bool = True) -> PPOAgent:
+    description = {
+        "kind": "ppo", "world": "fork", "prompts": PROMPTS, "latent_shape": list(SHAPE),
+        "history": 2, "channels": [8, 8], "hidden": 16, "greedy": greedy,
+    }  # fmt: skip
+    network = build_network(description).initialise(torch.Generator().manual_seed(3))
+    torch.nn.init.normal_(
+        network.policy.weight, std=0.5, generator=torch.Generator().manual_seed(4)
+    )
+    return PPOAgent(network, description)
+
+
+def some_latents(n: int, seed: int = 0) -> Tensor:
+    return torch.randn(n, *SHAPE, generator=torch.Generator().manual_seed(seed))
+
+
+# --- estimates ---------------------------------------------------------------------------------
+
+
+@settings(deadline=None)
+@given(
+    seed=st.integers(0, 2**31), length=st.integers(1, 7), slots=st.integers(1, 3),
+    gamma=st.floats(0, 1), gae_lambda=st.floats(0, 1),
+)  # fmt: skip
+def test_advantages_are_the_sum_of_discounted_errors(
+    seed: int, length: int, slots: int, gamma: float, gae_lambda: float
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    reward, value, following, going = torch.rand(4, length, slots, generator=generator).double()
+    cut = torch.rand(length, slots, generator=generator) < 0.3
+    found = advantages(reward, value, following, going, cut, gamma=gamma, gae_lambda=gae_lambda)
+    for b in range(slots):
+        for t in range(length):
+            expected, weight = 0.0, 1.0
+            for k in range(t, length):
+                discount = gamma * float(going[k, b])
+                error = reward[k, b] + discount * following[k, b] - value[k, b]
+                expected += weight * float(error)
+                weight *= gae_lambda * discount
+                if cut[k, b]:
+                    break
+            assert float(found[t, b]) == pytest.approx(expected, abs=1e-9)
+
+
+def test_a_horizon_is_not_a_death() -> None:
+    """Both slots are cut off after their chunk: the one that lives keeps the value behind it."""
+    zero, behind, going = torch.zeros(1, 2), torch.full((1, 2), 5.0), torch.tensor([[1.0, 0.0]])
+    cut = torch.tensor([[True, True]])
+    found = advantages(zero, zero, behind, going, cut, gamma=0.9, gae_lambda=1.0)
+    assert found.tolist() == [[4.5, 0.0]]
+
+
+@pytest.mark.parametrize("gae_lambda", [0.9, 1.0])
+def test_expected_ends_have_the_mean_of_drawn_ones_and_less_variance(gae_lambda: float) -> None:
+    """Every chunk ends with the same probability, so the true value is known: -p / (1 - g(1 - p)).
+
+    With that value both estimates of the advantage have mean zero.
+    """
+    length, slots, probability, gamma = 60, 20_000, 0.2, 0.95
+    truth = -probability / (1 - gamma * (1 - probability))
+    generator = torch.Generator().manual_seed(0)
+    dead = torch.rand(length, slots, generator=generator) < probability
+    value = torch.full((length, slots), truth)
+    estimates = {}
+    for name, ended in (("drawn", dead.float()), ("expected", torch.full_like(value, probability))):
+        estimates[name] = advantages(
+            -ended, value, value, 1 - ended, dead, gamma=gamma, gae_lambda=gae_lambda
+        )[0]
+    spread = {name: float(estimate.std()) for name, estimate in estimates.items()}
+    for name, estimate in estimates.items():
+        assert abs(float(estimate.mean())) < 5 * spread[name] / slots**0.5 + 1e-6
+    assert spread["expected"] < 0.1 * spread["drawn"]
+
+
+def test_expected_ends_tell_actions_apart_as_drawn_ones_do() -> None:
+    """With a wrong value function too: the mean difference between two actions is the same."""
+    slots, gamma = 40_000, 0.95
+    probability = torch.tensor([0.1, 0.4]).repeat_interleave(slots)[None]  # action 0, action 1
+    dead = torch.rand(probability.shape, generator=torch.Generator().manual_seed(1)) < probability
+    value, following = torch.full_like(probability, 0.3), torch.full_like(probability, -0.5)
+    difference = {}
+    for name, ended in (("drawn", dead.float()), ("expected", probability)):
+        found = advantages(-ended, value, following, 1 - ended, dead, gamma=gamma, gae_lambda=0.9)[
+            0
+        ]
+        difference[name] = float(found[:slots].mean() - found[slots:].mean())
+    assert difference["expected"] == pytest.approx(0.3 * (1 - gamma * 0.5), abs=1e-5)
+    assert difference["drawn"] == pytest.approx(difference["expected"], abs=0.01)
+
+
+# --- what the agent sees -----------------------------------------------------------------------
+
+
+def test_history_begins_full_and_slides() -> None:
+    first, second, third = (torch.full((1, 16, 2, 4, 4), float(i)) for i in range(3))
+    stack = start_history(flatten_chunk(first), 2)
+    assert stack.shape == (1, 64, 4, 4)
+    assert (stack == 0).all()
+    stack = extend_history(stack, flatten_chunk(second))
+    stack = extend_history(stack, flatten_chunk(third))
+    assert (stack[:, :32] == 1).all()
+    assert (stack[:, 32:] == 2).all()
+
+
+def test_flattened_chunk_keeps_time_order() -> None:
+    latents = torch.arange(2.0).view(1, 1, 2, 1, 1).expand(1, 16, 2, 4, 4)
+    flat = flatten_chunk(latents)
+    assert (flat[:, :16] == 0).all()
+    assert (flat[:, 16:] == 1).all()
+
+
+# --- the actor ---------------------------------------------------------------------------------
+
+
+def collect(world: Any, **settings: Any) -> tuple[Actor, Any, Any]:
+    args = Args(**(SMALL | {"observation_noise": 0.0} | settings))
+    actor = Actor(world, args, torch.Generator().manual_seed(0))
+    network = new_agent().network
+    return actor, actor.collect(network), network
+
+
+def test_actor_restarts_slots_at_the_horizon() -> None:
+    actor, samples, network = collect(fork_world(danger=0.0, horizon=5))
+    assert samples.cut.nonzero()[:, 0].unique().tolist() == [4, 9, 14]
+    assert (samples.continues == 1).all()
+    assert list(actor.recent) == [(20.0, 5)] * 24
+    # The chunk after a cut is a reset chunk: both places of its history are the same.
+    after = samples.stack[5]
+    assert torch.equal(after[:, :16], after[:, 16:])
+    assert not torch.equal(samples.stack[7][:, :16], samples.stack[7][:, 16:])
+    with torch.no_grad():
+        value = network(samples.stack.flatten(0, 1))[1].view(16, 8)
+    torch.testing.assert_close(samples.value, value)
+    torch.testing.assert_close(samples.next_value[0], value[1])
+    assert not torch.equal(samples.next_value[4], value[5])  # the chunk before the reset counts
+
+
+def test_actor_restarts_only_the_slots_that_ended() -> None:
+    actor, samples, _ = collect(fork_world(danger=0.5))
+    rollout: Any = actor.rollout
+    cuts = [row.nonzero().squeeze(1).tolist() for row in samples.cut]
+    assert rollout.resets == [list(range(8)), *(slots for slots in cuts if slots)]
+    assert 0 < sum(map(len, cuts)) < samples.cut.numel()
+    assert len(actor.recent) == sum(map(len, cuts))
+
+
+@pytest.mark.parametrize("expected", [True, False])
+def test_what_is_learned_from(expected: bool) -> None:
+    world = fork_world(danger=0.5)
+    actor, samples, _ = collect(world, expected_termination=expected)
+    if expected:
+        assert samples.reward.unique().tolist() == [-0.5, 0.0]
+        assert torch.equal(samples.continues, 1 + samples.reward)
+    else:
+        assert samples.reward.unique().tolist() == [-1.0, 0.0]
+        assert torch.equal(samples.continues == 0, samples.cut)
+    survival = collect(world, reward="survival", expected_termination=expected)[1]
+    assert (survival.reward == 1.0).all()
+    assert torch.equal(survival.continues, samples.continues)
+    shaped = collect(world, signal_weights={"damage": -0.01}, expected_termination=True)[1]
+    torch.testing.assert_close(shaped.reward, 2 * (shaped.continues - 1))
+    assert actor.full_reward == 4.0
+
+
+def test_settings_reach_the_rollout() -> None:
+    world = fork_world()
+    collect(world, temperature=1.3, denoising_steps=2, starts="opening")
+    assert world.asked == {"temperature": 1.3, "steps": 2, "starts": "opening"}
+
+
+# --- training ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("expected", [True, False])
+def test_learns_to_take_the_open_side(expected: bool, tmp_path: Path) -> None:
+    args = Args(
+        seed=1, total_steps=4_000, num_slots=16, num_steps=16, history=2, channels=(8, 8),
+        hidden=32, learning_rate=2e-3, expected_termination=expected,
+    )  # fmt: skip
+    agent = train(fork_world(), args, tmp_path, show=False)
+    rollout = Fork(64, range(64), 1.0)
+    agent.reset(64)
+    latents = rollout.reset().latents
+    right = 0
+    for _ in range(5):
+        actions = agent.act(latents)
+        right += int((torch.from_numpy(actions) == rollout.open_B).sum())
+        latents = rollout.step([PROMPTS[action] for action in actions]).latents
+    assert right > 0.95 * 5 * 64
+
+
+def test_training_repeats_and_leaves_random_state_alone(tmp_path: Path) -> None:
+    args = Args(**SMALL)
+    state = torch.get_rng_state()
+    for name in ("a", "b"):
+        train(fork_world(), args, tmp_path / name, show=False)
+    train(fork_world(), dataclasses.replace(args, seed=2), tmp_path / "c", show=False)
+    assert torch.equal(torch.get_rng_state(), state)
+    files = [(tmp_path / name / "agent.safetensors").read_bytes() for name in "abc"]
+    assert files[0] == files[1]
+    assert files[0] != files[2]
+
+
+def test_training_in_a_real_rollout_repeats(tiny_world: World, tmp_path: Path) -> None:
+    """The tiny world ends slots by draw and by horizon, from openings and from later clips."""
+    args = Args(**(SMALL | {"total_steps": 256, "temperature": 1.2}))
+    for name in ("a", "b"):
+        agent = train(tiny_world, args, tmp_path / name, show=False)
+    files = [(tmp_path / name / "agent.safetensors").read_bytes() for name in "ab"]
+    assert files[0] == files[1]
+    agent.check_fits("tiny", tiny_world.card["prompts"], tiny_world.config.latent_shape)
+    latents = tiny_world.rollout(2, seeds=[0, 1]).reset().latents
+    agent.reset(2, seed=0)
+    assert set(agent.act(latents)) <= {0, 1, 2}
+
+
+def test_training_writes_its_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    agent = train(fork_world(), Args(**SMALL), tmp_path)
+    described = json.loads((tmp_path / "agent.json").read_text())
+    assert described["world"] == "fork"
+    assert described["prompts"] == PROMPTS
+    assert described["trained"]["steps"] == 512
+    assert described["trained"]["updates"] == 4
+    assert Args(**(described["args"] | {"channels": (8, 8)})) == Args(**SMALL)
+    assert list(tmp_path.glob("*.partial")) == []
+    assert list((tmp_path / "tensorboard").iterdir())
+    assert agent.policy == "greedy"
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "512 steps" in captured.err
+
+
+def test_minutes_end_the_training(tmp_path: Path) -> None:
+    args = Args(**(SMALL | {"total_steps": None, "minutes": 1e-6}))
+    train(fork_world(), args, tmp_path, show=False)
+    assert json.loads((tmp_path / "agent.json").read_text())["trained"]["updates"] == 1
+
+
+def test_the_average_moves_towards_the_newest() -> None:
+    old, new = new_agent().network, new_agent().network
+    with torch.no_grad():
+        for parameter in new.parameters():
+            parameter.add_(1.0)
+    before = old.policy.weight.clone()
+    blend(old, new, 0.75)
+    torch.testing.assert_close(old.policy.weight, before + 0.25)
+
+
+def test_a_world_that_teaches_nothing_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(AgentError, match="no outcome heads"):
+        train(fork_world(outcome=False), Args(**SMALL), tmp_path, show=False)
+    with pytest.raises(AgentError, match=r"no signals \['armour'\].*damage"):
+        args = Args(**SMALL, signal_weights={"armour": 1.0})
+        train(fork_world(), args, tmp_path, show=False)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"total_steps": None}, "budget"),
+        ({"total_steps": 0}, "total_steps 0"),
+        ({"minutes": -1.0}, "minutes -1.0"),
+        ({"num_slots": 0}, "num_slots 0"),
+        ({"gamma": 1.5}, "gamma 1.5"),
+        ({"reward": "score"}, "score"),
+        ({"num_slots": 1, "num_steps": 2}, "minibatches"),
+        ({"horizon": 0}, "horizon 0"),
+        ({"starts": "middle"}, "middle"),
+    ],
+)
+def test_wrong_settings_are_refused(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Args(**wrong)
+
+
+# --- the agent on disk and at play -------------------------------------------------------------
+
+
+def test_agent_round_trip(tmp_path: Path) -> None:
+    agent = new_agent()
+    agent.save(tmp_path)
+    first = PPOAgent.load(tmp_path)
+    first.save(tmp_path / "again")
+    second = PPOAgent.load(tmp_path / "again")
+    for a, b in zip(first.network.parameters(), second.network.parameters(), strict=True):
+        assert torch.equal(a, b)
+        assert not a.requires_grad
+    assert second.description == agent.description
+
+
+def test_default_size_of_a_doom_agent(tmp_path: Path) -> None:
+    """Small enough to be committed many times."""
+    args = Args()
+    description = {
+        "kind": "ppo", "world": "doom", "prompts": PROMPTS, "latent_shape": [16, 1, 8, 8],
+        "history": args.history, "channels": list(args.channels), "hidden": args.hidden,
+        "greedy": True,
+    }  # fmt: skip
+    PPOAgent(build_network(description).initialise(torch.Generator()), description).save(tmp_path)
+    assert (tmp_path / "agent.safetensors").stat().st_size <= 300_000
+
+
+@pytest.mark.parametrize("damage", ["missing", "truncated", "shape", "extra", "nan", "json", "key"])
+def test_damaged_agents_are_refused(damage: str, tmp_path: Path) -> None:
+    agent = new_agent()
+    if damage == "shape":
+        agent.description["hidden"] = 17
+    if damage == "extra":
+        agent.network.extra = torch.nn.Linear(1, 1)
+    if damage == "nan":
+        agent.network.value.bias[0] = torch.nan
+    if damage == "key":
+        del agent.description["history"]
+    agent.save(tmp_path)
+    weights, described = tmp_path / "agent.safetensors", tmp_path / "agent.json"
+    if damage == "missing":
+        weights.unlink()
+    if damage == "truncated":
+        weights.write_bytes(weights.read_bytes()[:-10])
+    if damage == "json":
+        described.write_text("{")
+    with pytest.raises(AgentError, match=str(tmp_path)):
+        PPOAgent.load(tmp_path)
+
+
+def test_numpy_and_torch_observations_agree() -> None:
+    agent = new_agent()
+    latents = some_latents(5)
+    agent.reset(5)
+    from_torch = agent.act(latents)
+    agent.reset(5)
+    from_numpy = agent.act(latents.numpy())
+    assert from_torch.dtype == np.int64
+    assert from_torch.tolist() == from_numpy.tolist()
+
+
+@settings(deadline=None)
+@given(n=st.integers(1, 4), seed=st.integers(0, 1000))
+def test_sampled_rows_repeat_alone(n: int, seed: int) -> None:
+    """Row i of a batch plays as row 0 of a batch of one that is seeded with seed + i."""
+    agent = new_agent(greedy=False)
+    chunks = [some_latents(n, k) for k in range(4)]
+    agent.reset(n, seed=seed)
+    together = np.stack([agent.act(chunk) for chunk in chunks])
+    for row in range(n):
+        agent.reset(1, seed=seed + row)
+        alone = np.concatenate([agent.act(chunk[row : row + 1]) for chunk in chunks])
+        assert alone.tolist() == together[:, row].tolist()
+
+
+def test_sampling_follows_the_policy() -> None:
+    agent = new_agent(greedy=False)
+    assert agent.policy == "sampled"
+    latents = some_latents(1).expand(6_000, *SHAPE)
+    agent.reset(6_000, seed=0)
+    counts = np.bincount(agent.act(latents), minlength=3) / 6_000
+    stack = start_history(flatten_chunk(latents[:1]), 2)
+    probability = agent.network(stack)[0][0].exp().numpy()
+    assert counts == pytest.approx(probability, abs=0.03)
+
+
+def test_greedy_can_be_overridden(tmp_path: Path) -> None:
+    new_agent(greedy=True).save(tmp_path)
+    assert PPOAgent.load(tmp_path).policy == "greedy"
+    assert PPOAgent.load(tmp_path, greedy=False).policy == "sampled"
+
+
+def test_agent_refuses_wrong_observations() -> None:
+    agent = new_agent()
+    with pytest.raises(NotReset):
+        agent.act(some_latents(2))
+    agent.reset(2)
+    with pytest.raises(AgentError, match="expected"):
+        agent.act(some_latents(3))
+    with pytest.raises(AgentError, match="expected"):
+        agent.act(np.zeros((2, 4, 64, 64, 3), np.uint8))
