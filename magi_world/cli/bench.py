@@ -1,0 +1,77 @@
+"""The verb `bench`: memory, speed and latency of a world on this machine."""
+
+from typing import Annotated
+
+import typer
+
+from magi_world.cli.output import emit_json, emit_pairs, emit_table, say
+from magi_world.cli.worlds import AsJson, Device, DType, Steps
+
+app = typer.Typer(help="Measure a world on this machine.", rich_markup_mode=None)
+
+World = Annotated[str, typer.Option(help="A world's name, or a folder with one.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seeds noise and prompts.")]
+
+
+@app.command("rollout")
+def rollout(
+    world: World = "doom-take-cover",
+    chunks: Annotated[int, typer.Option(min=4, help="Chunks of one slot.")] = 5000,
+    seed: Seed = 0,
+    device: Device = None,
+    dtype: DType = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show that memory and time stay flat: the end of a long rollout beside its beginning."""
+    from magi_world.evaluation.bench import bench_rollout, machine
+    from magi_world.world import load
+
+    say(machine())
+    loaded = load(world, device=device, dtype=dtype)
+    result = bench_rollout(loaded, chunks=chunks, seed=seed, say=say)
+    if as_json:
+        emit_json(result)
+    else:
+        emit_pairs(result)
+
+
+@app.command("env")
+def env(
+    world: World = "doom-take-cover",
+    num_envs: Annotated[str, typer.Option(help="Numbers of slots, with commas between.")] = "1,32",
+    chunks: Annotated[int, typer.Option(min=1, help="Timed chunks of each measurement.")] = 200,
+    steps: Steps = None,
+    seed: Seed = 0,
+    device: Device = None,
+    dtype: DType = None,
+    as_json: AsJson = False,
+) -> None:
+    """Time closed loops: frames a second with decode, agent steps a second with latents only."""
+    from magi_world.evaluation.bench import bench_env, machine
+    from magi_world.world import load
+
+    widths = [int(part) if part.strip().isdecimal() else 0 for part in num_envs.split(",")]
+    if min(widths) < 1:
+        raise typer.BadParameter(
+            f"{num_envs!r} is not numbers from 1 with commas between, such as 1,32",
+            param_hint="'--num-envs'",
+        )
+    say(machine())
+    rows = bench_env(
+        lambda: load(world, device=device, dtype=dtype),
+        widths,
+        chunks=chunks,
+        seed=seed,
+        steps=steps,
+        say=say,
+    )
+    if as_json:
+        emit_json(rows)
+        return
+    emit_table(
+        rows,
+        (
+            "num_envs", "frames_per_s", "p50_ms", "p95_ms", "agent_steps_per_s",
+            "latent_p50_ms", "latent_p95_ms", "cold_start_s", "times_real_rate", "peak_share",
+        ),
+    )  # fmt: skip

@@ -1,0 +1,178 @@
+"""Verbs that make things: `collect` data, `train-world`, `train-agent`."""
+
+import json
+from dataclasses import fields
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from magi_world.cli.output import emit_json, emit_pairs
+from magi_world.cli.worlds import AsJson, Device, DType
+from magi_world.errors import ConfigError
+
+World = Annotated[str, typer.Option(help="A world's name, or a folder with one.")]
+
+
+def collect(
+    game: Annotated[str, typer.Argument(help="The real game to play.")] = "doom-take-cover",
+    *,
+    out: Annotated[Path, typer.Option(help="Folder for Minari datasets.")],
+    chunks: Annotated[int, typer.Option(min=1, help="Chunks to play.")] = 100_000,
+    name: Annotated[str | None, typer.Option(help="Dataset's name; GAME-v0 by default.")] = None,
+    first_episode: Annotated[
+        int, typer.Option(min=0, help="Number of the first episode; it decides the seeds.")
+    ] = 0,
+    agent: Annotated[
+        str | None,
+        typer.Option(help="An agent's folder, or a world's name: it plays a third (sampled)."),
+    ] = None,
+    world: Annotated[
+        str | None, typer.Option(help="World through which the agent sees; GAME's by default.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Play the real game and keep every chunk as a Minari dataset.
+
+    Sticky random actions and blind sweeps in equal parts, and an agent if one is given. The same
+    arguments give the same data; a second collection takes a first episode beyond the first one's.
+    """
+    from magi_world.cli.games import SeesLatents, game_maker, game_prompts, mixture
+    from magi_world.training import collect as collecting
+
+    make_game = game_maker(game)
+    player: Any = None
+    if agent is not None:
+        from magi_world import agents
+        from magi_world.world import load
+
+        seen_through = load(world or game)
+        player = agents.load(agent, world=seen_through, greedy=False)
+        if player.observations == "latent":
+            player = SeesLatents(player, seen_through)
+    result = collecting.collect(
+        make_game,
+        mixture(len(game_prompts(game)), player),
+        dataset_id=name or f"{game}-v0",
+        root=out,
+        chunks=chunks,
+        first_episode=first_episode,
+    )
+    summary = {
+        "dataset": result.dataset_id,
+        "path": str(result.path),
+        "episodes": result.episodes,
+        "chunks": result.chunks,
+        "real_tics": result.real_tics,
+        "by_behaviour": result.by_behaviour,
+    }
+    if as_json:
+        emit_json(summary)
+    else:
+        emit_pairs({key: value for key, value in summary.items() if key != "by_behaviour"})
+
+
+def train_world(
+    recipe: Annotated[
+        str, typer.Argument(help="A recipe that ships, or a TOML file.")
+    ] = "doom_take_cover",
+    *,
+    data: Annotated[
+        list[Path],
+        typer.Option(help="Folder with Minari datasets in or below it; again for more."),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for checkpoints, TensorBoard and the world.")],
+    resume: Annotated[bool, typer.Option(help="Go on where a run in OUT was stopped.")] = False,
+    minutes: Annotated[
+        float | None, typer.Option(min=0.0, help="Stop after so long; --resume goes on.")
+    ] = None,
+    stage: Annotated[
+        list[str] | None,
+        typer.Option(help="Train only this stage; again for more. All by default."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train a world on datasets of a real game: VAE, then video model, then outcome heads."""
+    from magi_world.cli.games import dataset_folders
+    from magi_world.training import run
+
+    result = run.train_world(
+        recipe,
+        dataset_folders(data),
+        out,
+        resume=resume,
+        minutes=minutes,
+        stages=stage,
+    )
+    summary = {"out": str(out), "world": str(result)}
+    if as_json:
+        emit_json(summary)
+    else:
+        emit_pairs(summary)
+
+
+def train_agent(
+    world: World = "doom-take-cover",
+    *,
+    out: Annotated[Path, typer.Option(help="Folder for the agent and its TensorBoard log.")],
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Chunks to play, all slots together.")
+    ] = None,
+    minutes: Annotated[
+        float | None, typer.Option(min=0.0, help="Stop after so long, if steps do not end first.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seeds weights, actions and dreams.")] = 1,
+    temperature: Annotated[float, typer.Option(min=0.0, help="Scale of the dream's noise.")] = 1.0,
+    setting: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="Any other setting of agents/ppo.py."),
+    ] = None,
+    device: Device = None,
+    dtype: DType = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train an agent with PPO inside a world; the real game is never asked."""
+    from magi_world.agents import ppo
+    from magi_world.world import load
+
+    settings: dict[str, Any] = {"seed": seed, "temperature": temperature}
+    if steps is not None or minutes is not None:
+        settings |= {"total_steps": steps, "minutes": minutes}
+    settings |= parse_settings(setting or [], ppo.Args)
+    args = ppo.Args(**settings)
+    ppo.train(load(world, device=device, dtype=dtype), args, out)
+    summary = json.loads((out / "agent.json").read_text(encoding="utf-8"))
+    shown = {"out": str(out), **summary["trained"]}
+    if as_json:
+        emit_json(shown)
+    else:
+        emit_pairs(shown)
+
+
+def parse_settings(words: list[str], args: type) -> dict[str, Any]:
+    """Read `name=value` words for a dataclass of settings; values are JSON, or else text.
+
+    Raises:
+        ConfigError: a word without "=", an unknown name, or a value of another kind than the
+            setting's default.
+    """
+    defaults = {field.name: field for field in fields(args)}
+    values: dict[str, Any] = {}
+    for word in words:
+        name, equals, text = word.partition("=")
+        if not equals or name not in defaults:
+            raise ConfigError(f"--set {word!r} is not NAME=VALUE with one of {', '.join(defaults)}")
+        try:
+            value = json.loads(text)
+        except json.JSONDecodeError:
+            value = text
+        default = defaults[name].default
+        if isinstance(default, tuple) and isinstance(value, list):
+            value = tuple(value)
+        if isinstance(default, float) and type(value) is int:
+            value = float(value)
+        if isinstance(default, (bool, int, float, str, tuple)) and type(value) is not type(default):
+            kind = type(default).__name__
+            raise ConfigError(f"--set {word!r}: {name} is of kind {kind}, such as {default!r}")
+        values[name] = value
+    return values

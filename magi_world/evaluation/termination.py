@@ -1,0 +1,121 @@
+"""Does the world know the end when it dreams it? Judged one chunk ahead of a real prefix."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from magi_world.evaluation.clips import Episode, played
+from magi_world.evaluation.dreaming import (
+    DreamSettings,
+    encode_chunks,
+    new_rollout,
+    prompts_of,
+    start,
+)
+from magi_world.evaluation.metrics import auc, blocks, calibration
+from magi_world.world import World
+
+EDGES = (0.0, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+"""bins of the calibration table; ends are rare, so they grow geometrically"""
+
+SEED_STRIDE = 1_000_003
+"""keeps the noise of different positions apart: `observe` draws nothing, so a plain fork would
+dream every position of a slot with the same noise"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OneStepAhead:
+    """One entry a position: chunk `age` of an episode, dreamed from the real chunks before it."""
+
+    probability: npt.NDArray[np.float64]
+    """that the dreamed chunk ends the episode"""
+    observed: npt.NDArray[np.float64]
+    """the same head's answer when it is given the real chunk instead"""
+    terminal: npt.NDArray[np.bool_]
+    """whether the real chunk did end it"""
+    age: npt.NDArray[np.int64]
+    """chunks since the reset"""
+
+
+def one_step_ahead(
+    world: World,
+    episodes: Sequence[Episode],
+    settings: DreamSettings,
+    *,
+    say: Callable[[str], None] = lambda text: None,
+) -> OneStepAhead:
+    """Dream every chunk of every episode once, from the real chunks before it and its real action.
+
+    Episodes of similar length walk in one batch; one that is over rides along unread, so that all
+    forwards have one width.
+    """
+    ordered = sorted(episodes, key=lambda episode: len(episode.frames))
+    width = min(settings.batch_size, len(ordered))
+    parts: list[OneStepAhead] = []
+    for rows in blocks(len(ordered), width):
+        batch = [ordered[(rows.start + slot) % len(ordered)] for slot in range(width)]
+        kept = rows.stop - rows.start
+        parts += _walk(world, batch, kept, settings, rows.start)
+        say(f"termination: {rows.stop} of {len(ordered)} episodes")
+    if not parts:
+        raise ValueError("there are no episodes to look ahead in")
+    return OneStepAhead(
+        probability=np.concatenate([part.probability for part in parts]),
+        observed=np.concatenate([part.observed for part in parts]),
+        terminal=np.concatenate([part.terminal for part in parts]),
+        age=np.concatenate([part.age for part in parts]),
+    )
+
+
+def _walk(
+    world: World, batch: Sequence[Episode], kept: int, settings: DreamSettings, offset: int
+) -> list[OneStepAhead]:
+    names = prompts_of(world)
+    latents = [encode_chunks(world, episode.frames) for episode in batch]
+    actions = [played(episode) for episode in batch]
+    lasts = np.array([len(episode.frames) - 1 for episode in batch])
+    deaths = np.array([episode.terminated for episode in batch])
+    seeds = [settings.seed + offset + slot for slot in range(len(batch))]
+    rollout = new_rollout(world, settings, seeds)
+    start(rollout, np.stack([episode.frames[0] for episode in batch]), [names[0]] * len(batch))
+    parts = []
+    for age in range(1, int(lasts[:kept].max()) + 1):
+        here = np.minimum(age, lasts)
+        prompts = [names[action[k]] for action, k in zip(actions, here, strict=True)]
+        own_seeds = [seed + SEED_STRIDE * age for seed in seeds]
+        ahead = rollout.fork(list(range(len(batch))), own_seeds).step(prompts)
+        real = torch.stack([latent[k] for latent, k in zip(latents, here, strict=True)])
+        seen = rollout.observe(real, prompts)
+        live = np.flatnonzero(lasts[:kept] >= age)
+        parts.append(
+            OneStepAhead(
+                probability=ahead.termination_probability.double().cpu().numpy()[live],
+                observed=seen.termination_probability.double().cpu().numpy()[live],
+                terminal=((lasts == age) & deaths)[live],
+                age=np.full(len(live), age),
+            )
+        )
+    return parts
+
+
+def measure_termination(ahead: OneStepAhead) -> dict[str, Any]:
+    """AUC on dreamed chunks, beside two yardsticks of the same run, and the calibration table.
+
+    `auc_age` ranks by the episode's age alone. `auc_observed` gives the head the real chunk, whose
+    padding at the end shows the death: it bounds the head, it is no result of the dream.
+    """
+    return {
+        "n": len(ahead.terminal),
+        "unit": "chunks",
+        "terminal": int(ahead.terminal.sum()),
+        "auc": auc(ahead.probability, ahead.terminal),
+        "auc_age": auc(ahead.age.astype(np.float64), ahead.terminal),
+        "auc_observed": auc(ahead.observed, ahead.terminal),
+        "mean_predicted": float(ahead.probability.mean()),
+        "mean_observed": float(ahead.terminal.mean()),
+        "calibration": calibration(ahead.probability, ahead.terminal, EDGES),
+    }

@@ -1,0 +1,75 @@
+"""The inverse model on pictures whose motion gives the action away, and how it is scored."""
+
+import numpy as np
+import pytest
+import torch
+
+from magi_world.evaluation.clips import Pairs, pairs_of
+from magi_world.evaluation.inverse_model import predict, score, train
+
+NAMES = ["stand still", "strafe left", "strafe right"]
+SHIFTS = (0, -2, 2)
+
+
+def walk(count: int, seed: int) -> Pairs:
+    """A textured wall that moves with the action: still, to one side, to the other."""
+    rng = np.random.default_rng(seed)
+    wall = rng.integers(0, 256, (16, 64, 3), np.uint8)
+    actions = rng.integers(3, size=count)
+    place, frames = 0, np.empty((count, 4, 16, 16, 3), np.uint8)
+    for chunk, action in enumerate(actions):
+        for frame in range(4):
+            place += SHIFTS[action]
+            frames[chunk, frame] = np.roll(wall, place, axis=1)[:, :16]
+    return pairs_of(frames, actions)
+
+
+def test_it_learns_what_moves_the_picture() -> None:
+    model = train(walk(1500, 0), 3, epochs=3, seed=0)
+    # the same wall, walked along another way
+    held_out = walk(400, 0)
+    result = score(held_out, predict(model, held_out), NAMES)
+    assert result["n"] == 399
+    assert result["accuracy"] > 0.9
+    assert result["after_a_change"]["accuracy"] > 0.9
+
+
+def test_training_repeats_and_leaves_global_random_state() -> None:
+    pairs = walk(200, 0)
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    said: list[str] = []
+    first = train(pairs, 3, epochs=1, seed=3, say=said.append)
+    assert (torch.get_rng_state() == before).all()
+    second = train(pairs, 3, epochs=1, seed=3)
+    for one, other in zip(first.parameters(), second.parameters(), strict=True):
+        assert torch.equal(one, other)
+    assert said == [f"inverse model: epoch 1/1, loss {said[0].split()[-1]}"]
+
+
+def test_score_counts_per_action_and_after_changes() -> None:
+    actions = np.array([0, 0, 1, 1, 2], np.int64)
+    pairs = Pairs(
+        pictures=np.zeros((5, 6, 8, 8), np.uint8),
+        actions=actions,
+        before=np.array([0, 1, 1, 0, 2], np.int64),
+    )
+    result = score(pairs, np.array([0, 1, 1, 1, 0], np.int64), NAMES)
+    assert result["accuracy"] == pytest.approx(3 / 5)
+    assert result["balanced"] == pytest.approx((0.5 + 1 + 0) / 3)
+    assert result["after_a_change"] == {"accuracy": 0.5, "n": 2}
+    assert result["per_action"]["stand still"] == {"accuracy": 0.5, "n": 2}
+    assert result["per_action"]["strafe left"] == {"accuracy": 1.0, "n": 2}
+    assert result["confusion"] == [[1, 1, 0], [0, 2, 0], [1, 0, 0]]
+
+
+def test_an_action_that_never_occurs_has_no_accuracy() -> None:
+    pairs = Pairs(
+        pictures=np.zeros((1, 6, 8, 8), np.uint8),
+        actions=np.array([0], np.int64),
+        before=np.array([0], np.int64),
+    )
+    result = score(pairs, np.array([0], np.int64), NAMES)
+    assert result["per_action"]["strafe left"] == {"accuracy": None, "n": 0}
+    assert result["after_a_change"] == {"accuracy": None, "n": 0}
+    assert result["balanced"] == 1.0
