@@ -6,7 +6,6 @@ from typing import Any
 
 import gymnasium
 import numpy as np
-import torch
 from gymnasium.error import ResetNeeded
 from gymnasium.utils import seeding
 
@@ -140,7 +139,7 @@ class WorldEnv(gymnasium.Env[Observation, Action]):
         self._chunk = 0
         self._ended = None
         self._renderer.add(_frames_of(chunk), first=True)
-        return self._observe(chunk), self._info(chunk, self._start_prompt(start, chunk))
+        return self._observe(chunk), self._info(chunk)
 
     def step(self, action: Action) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """Generate one chunk under `action` and return what Gymnasium expects of a step.
@@ -170,7 +169,7 @@ class WorldEnv(gymnasium.Env[Observation, Action]):
             self._ended = f"after the end of the episode, {self._chunk} chunks long"
         self._renderer.add(_frames_of(chunk))
         reward = float(chunk.reward[0])
-        return self._observe(chunk), reward, terminated, truncated, self._info(chunk, prompt)
+        return self._observe(chunk), reward, terminated, truncated, self._info(chunk)
 
     def render(self) -> Any:
         """Return the last frame, all frames since the last call, or None, as `render_mode` says."""
@@ -185,33 +184,23 @@ class WorldEnv(gymnasium.Env[Observation, Action]):
             self._observations, _frames_of(chunk), lambda: chunk.latents[0].cpu().numpy()
         )
 
-    def _start_prompt(self, start: dict[str, Any], chunk: Chunk) -> str:
-        """Return the prompt of the reset chunk, "" where it had none."""
-        if "image" in start or "video" in start:
-            return start.get("prompts", [None])[-1] or ""
-        if "prompt" in start:
-            return str(start["prompt"])
-        bank, shown = self.world.bank, chunk.latents.cpu()
-        clips = zip(bank.latents, bank.prompts, strict=True)
-        return next(prompts[-1] for latents, prompts in clips if torch.equal(latents[-1:], shown))
-
-    def _info(self, chunk: Chunk, prompt: str) -> dict[str, Any]:
+    def _info(self, chunk: Chunk) -> dict[str, Any]:
         signals = {name: float(values[0]) for name, values in chunk.signals.items()}
         return {
-            "prompt": prompt,
+            "prompt": chunk.prompts[0] or "",  # a reset from pictures may have had none
             "chunk": self._chunk,
             "termination_probability": float(chunk.termination_probability[0]),
             **signals,
         }
 
 
-def check_horizon(horizon: object) -> None:
+def check_horizon(horizon: Any) -> None:
     """Refuse a `horizon` that is neither None nor a whole number of chunks from 1 on.
 
     Raises:
         ConfigError: it is such a value.
     """
-    if horizon is not None and (not _is_integer(horizon) or horizon < 1):  # type: ignore[operator]
+    if horizon is not None and (not _is_integer(horizon) or horizon < 1):
         raise ConfigError(f"horizon {horizon!r}: a whole number of chunks, 1 or more, or None")
 
 

@@ -112,6 +112,8 @@ class World:
         Raises:
             ConfigError: another dtype or shape.
         """
+        if isinstance(frames, np.ndarray) and not frames.flags.writeable:
+            frames = frames.copy()  # torch warns of arrays that it may not write to
         frames_NTHWC = torch.as_tensor(frames)
         expected = (self.config.height, self.config.width, 3)
         if frames_NTHWC.ndim != 5 or tuple(frames_NTHWC.shape[2:]) != expected:
@@ -201,8 +203,8 @@ class World:
 
     # ---------------------------------------------------------------- rollouts
 
-    def judge(self, latents: Tensor, hidden: Tensor) -> Chunk:
-        """Reward and termination of clean chunks from their hidden states `[n, tokens, E]`."""
+    def judge(self, latents: Tensor, hidden: Tensor, prompts: Sequence[str | None]) -> Chunk:
+        """Reward and termination of n clean chunks from their hidden states `[n, tokens, E]`."""
         n = latents.shape[0]
         reward = torch.zeros(n, device=self.device)
         probability = torch.zeros(n, device=self.device)
@@ -215,7 +217,7 @@ class World:
             for index, name in enumerate(self.outcome.config.signals):
                 signals[name] = outcome.signals[:, index]
         never = torch.zeros(n, dtype=torch.bool, device=self.device)
-        return Chunk(latents, reward, probability, never, signals, self.decode)
+        return Chunk(latents, reward, probability, never, signals, tuple(prompts), self.decode)
 
     def rollout(
         self,

@@ -80,6 +80,7 @@ def write_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, st
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".partial")
     save_file({n: t.detach().cpu().contiguous() for n, t in tensors.items()}, temporary, metadata)
+    temporary.chmod(0o644)  # safetensors writes for the owner alone, but weights are shared
     os.replace(temporary, path)
 
 

@@ -53,7 +53,7 @@ def evaluate_agent(
 ) -> None:
     """Play agents in the dream and in the real game and print one table, in tics."""
     from magi_world.agents.evaluation import evaluate_agents, format_table, load_agents
-    from magi_world.cli.games import game_maker, game_of
+    from magi_world.cli.games import game_maker
     from magi_world.world import load
 
     where = ["dream", "real"] if real == dream else ["real"] if real else ["dream"]
@@ -64,7 +64,7 @@ def evaluate_agent(
         where=where,
         episodes=episodes,
         seeds=seeds.value,
-        make_game=game_maker(game_of(loaded)) if "real" in where else None,
+        make_game=game_maker(loaded.name) if "real" in where else None,
     )
     if as_json:
         emit_json(rows)
@@ -179,7 +179,6 @@ def _episodes(world: "World", data: list[Path] | None, held_out: int) -> "Iterat
     from magi_world.cli.games import (
         dataset_folders,
         game_maker,
-        game_of,
         mixture,
         play_episodes,
         read_datasets,
@@ -189,9 +188,8 @@ def _episodes(world: "World", data: list[Path] | None, held_out: int) -> "Iterat
         return read_datasets(dataset_folders(data))
     from magi_world.training.collect import FIRST_SEED, is_held_out
 
-    name = game_of(world)
-    make_game = game_maker(name)
-    say(f"no --data: playing episodes of {name}")
+    make_game = game_maker(world.name)
+    say(f"no --data: playing episodes of {world.name}")
     behaviours = mixture(len(world.card["prompts"]))
     seeds = itertools.count(FIRST_SEED)
     held = itertools.islice(filter(is_held_out, seeds), held_out)
@@ -206,12 +204,12 @@ def _real_game(world: "World", *, lengths: bool, sweeps: bool) -> "ReportGame":
     from magi_world import agents
     from magi_world.agents.evaluation import play_dream, play_real
     from magi_world.agents.random_agent import Sweep
-    from magi_world.cli.games import game_maker, game_of
+    from magi_world.cli.games import game_maker
     from magi_world.evaluation.report import Game as ReportGame
 
     if not (lengths or sweeps):
         return ReportGame()
-    make_game: Callable[[], Game] = game_maker(game_of(world))
+    make_game: Callable[[], Game] = game_maker(world.name)
     make_game().close()  # a missing package is told now and not after ten minutes
     players: dict[str, Any] = {}
     for name in LENGTH_POLICIES if lengths else ():

@@ -1,6 +1,6 @@
 """The real games that the command line knows, who plays them for data, and where data lies."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,31 +15,23 @@ if TYPE_CHECKING:
     from magi_world.training.episodes import EpisodeData
     from magi_world.world import World
 
-GAMES = ("doom-take-cover",)
-
 
 def game_maker(name: str) -> "Callable[[], Game]":
-    """What makes the real game of that name.
+    """What makes the real game behind the world of that name.
 
     Raises:
         WorldNotFound: there is none.
     """
-    if name not in GAMES:
-        raise WorldNotFound(f"no real game {name!r}; there is {', '.join(GAMES)}")
-    from magi_world.envs.doom import TakeCoverGame
+    from magi_world.envs.real_env import GAMES
 
-    return TakeCoverGame
+    if name not in GAMES:
+        raise WorldNotFound(f"no real game {name!r}; there is {', '.join(sorted(GAMES))}")
+    return GAMES[name]
 
 
 def game_prompts(name: str) -> list[str]:
     """Names of the game's actions, the no-op first."""
     return list(game_maker(name)().prompts)
-
-
-def game_of(world: "World") -> str:
-    """Name of the real game behind a world: its card's `game`, else the world's own name."""
-    game = str(world.card.get("game", world.name))
-    return game if game in GAMES else world.name
 
 
 class SeesLatents:
@@ -88,10 +80,12 @@ def dataset_folders(paths: Sequence[Path]) -> list[Path]:
     """
     found = []
     for path in paths:
-        metadata = sorted(path.rglob("data/metadata.json"))
-        if not metadata:
+        folders = sorted(file.parent.parent for file in path.rglob("data/metadata.json"))
+        # a dot begins the name under which a dataset is still being written
+        whole = [f for f in folders if not any(p[0] == "." for p in f.relative_to(path).parts)]
+        if not whole:
             raise DatasetError(f"no Minari dataset in {path}: no data/metadata.json in or below it")
-        found += [file.parent.parent for file in metadata]
+        found += whole
     return found
 
 
@@ -104,34 +98,14 @@ def read_datasets(folders: Sequence[Path]) -> "Iterator[EpisodeData]":
 
 
 def play_episodes(
-    make_game: "Callable[[], Game]", behaviours: "Sequence[Behaviour]", seeds: Iterator[int]
+    make_game: "Callable[[], Game]", behaviours: "Sequence[Behaviour]", seeds: Iterable[int]
 ) -> "Iterator[EpisodeData]":
     """Play one real episode a seed, the behaviours in turn, without writing anything to disk."""
+    from magi_world.training.collect import play_episode
+
     game = make_game()
     try:
         for number, seed in enumerate(seeds):
-            yield _play_episode(game, behaviours[number % len(behaviours)], seed)
+            yield play_episode(game, behaviours[number % len(behaviours)], seed)
     finally:
         game.close()
-
-
-def _play_episode(game: "Game", behaviour: "Behaviour", seed: int) -> "EpisodeData":
-    from magi_world.training.episodes import EpisodeData
-
-    policy = behaviour.make(np.random.default_rng(seed))
-    policy.reset(1, seed=seed)
-    chunks, actions = [game.reset(seed)], []
-    while not (chunks[-1].terminated or chunks[-1].truncated):
-        actions.append(int(policy.act(chunks[-1].frames[None])[0]))
-        chunks.append(game.step(actions[-1]))
-    return EpisodeData(
-        seed=seed,
-        behaviour=behaviour.name,
-        frames=np.stack([chunk.frames for chunk in chunks]),
-        actions=np.array(actions, np.int64),
-        rewards=np.array([chunk.reward for chunk in chunks[1:]], np.float32),
-        valid_frames=np.array([chunk.valid_frames for chunk in chunks], np.int64),
-        health=np.array([chunk.health for chunk in chunks], np.float32),
-        terminated=chunks[-1].terminated,
-        truncated=chunks[-1].truncated,
-    )

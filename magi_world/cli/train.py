@@ -1,6 +1,7 @@
 """Verbs that make things: `collect` data, `train-world`, `train-agent`."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any
@@ -78,37 +79,73 @@ def train_world(
     ] = "doom_take_cover",
     *,
     data: Annotated[
-        list[Path],
+        list[Path] | None,
         typer.Option(help="Folder with Minari datasets in or below it; again for more."),
-    ],
-    out: Annotated[Path, typer.Option(help="Folder for checkpoints, TensorBoard and the world.")],
-    resume: Annotated[bool, typer.Option(help="Go on where a run in OUT was stopped.")] = False,
-    minutes: Annotated[
-        float | None, typer.Option(min=0.0, help="Stop after so long; --resume goes on.")
     ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for checkpoints, TensorBoard and the world.")],
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the checkpoints in OUT; needs no --data.")
+    ] = False,
     stage: Annotated[
         list[str] | None,
-        typer.Option(help="Train only this stage; again for more. All by default."),
+        typer.Option(help="Run only this stage (vae, dit, outcome); again for more."),
+    ] = None,
+    setting: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="SECTION.NAME=VALUE", help="Replace a value of the recipe's stages."
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Train a world on datasets of a real game: VAE, then video model, then outcome heads."""
-    from magi_world.cli.games import dataset_folders
-    from magi_world.training import run
+    """Train a world on datasets of a real game: VAE, then video model, then outcome heads.
 
-    result = run.train_world(
-        recipe,
-        dataset_folders(data),
+    It can be stopped at any time; --resume goes on bit by bit where it was.
+    """
+    from magi_world.cli.games import dataset_folders
+    from magi_world.training.recipe import load_recipe
+    from magi_world.training.run import STAGES
+    from magi_world.training.run import train_world as train
+
+    if not data and not resume:
+        raise typer.BadParameter("is needed unless --resume goes on", param_hint="'--data'")
+    world = train(
+        load_recipe(recipe, **stage_settings(setting or [], STAGES)),
+        dataset_folders(data or []),
         out,
         resume=resume,
-        minutes=minutes,
-        stages=stage,
+        stages=stage or STAGES,
     )
-    summary = {"out": str(out), "world": str(result)}
+    summary = {"world": str(world.folder), "name": world.name, **world.card["training"]}
     if as_json:
         emit_json(summary)
     else:
         emit_pairs(summary)
+
+
+def stage_settings(words: list[str], stages: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Read `stage.name=value` words; values are JSON, or else text.
+
+    Raises:
+        ConfigError: a word of another form, or an unknown stage.
+    """
+    values: dict[str, dict[str, Any]] = {}
+    for word in words:
+        path, equals, text = word.partition("=")
+        stage, dot, name = path.partition(".")
+        if not (equals and dot and name) or stage not in stages:
+            raise ConfigError(
+                f"--set {word!r} is not SECTION.NAME=VALUE with a section of {', '.join(stages)}"
+            )
+        values.setdefault(stage, {})[name] = _value(text)
+    return values
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
 
 
 def train_agent(
@@ -162,10 +199,7 @@ def parse_settings(words: list[str], args: type) -> dict[str, Any]:
         name, equals, text = word.partition("=")
         if not equals or name not in defaults:
             raise ConfigError(f"--set {word!r} is not NAME=VALUE with one of {', '.join(defaults)}")
-        try:
-            value = json.loads(text)
-        except json.JSONDecodeError:
-            value = text
+        value = _value(text)
         default = defaults[name].default
         if isinstance(default, tuple) and isinstance(value, list):
             value = tuple(value)

@@ -39,6 +39,11 @@ class Episode(Protocol):
         ...
 
     @property
+    def health(self) -> npt.NDArray[Any] | None:
+        """float `[n + 1]`, the player's health after each chunk, 0 to 100; None if unknown"""
+        ...
+
+    @property
     def terminated(self) -> bool:
         """whether the last chunk ended the game, rather than a limit"""
         ...
@@ -47,7 +52,7 @@ class Episode(Protocol):
 def whole_chunks(episode: Episode) -> int:
     """How many chunks from the start have all of their frames."""
     partial = np.flatnonzero(np.asarray(episode.valid_frames) < episode.frames.shape[1])
-    return int(partial[0]) if partial.size else int(episode.frames.shape[0])
+    return int(partial[0]) if partial.size else len(episode.frames)
 
 
 def played(episode: Episode) -> Integers:
@@ -71,7 +76,7 @@ class Clips:
     @property
     def horizon(self) -> int:
         """Chunks after the prefix."""
-        return self.frames.shape[1] - self.prefix
+        return int(self.frames.shape[1]) - self.prefix
 
     def __getitem__(self, rows: slice) -> "Clips":
         return Clips(frames=self.frames[rows], actions=self.actions[rows], prefix=self.prefix)

@@ -25,12 +25,16 @@ from magi_world.evaluation.dreaming import DreamSettings, dream, prompts_of
 from magi_world.evaluation.inverse_model import InverseModel, train
 from magi_world.evaluation.lengths import Lengths, Play, choose_sweep, measure_lengths
 from magi_world.evaluation.metrics import Frames
+from magi_world.evaluation.one_step_ahead import (
+    measure_damage,
+    measure_termination,
+    one_step_ahead,
+)
 from magi_world.evaluation.patch_pca import PatchPCA
 from magi_world.evaluation.prediction import HORIZONS, measure_prediction
 from magi_world.evaluation.prompt_effect import measure_drawn_actions, measure_real_actions
 from magi_world.evaluation.reconstruction import measure_reconstruction, patch_shape
 from magi_world.evaluation.strips import strip, write_png
-from magi_world.evaluation.termination import measure_termination, one_step_ahead
 from magi_world.world import World
 
 Say = Callable[[str], None]
@@ -54,7 +58,7 @@ class Sizes:
     drawn_clips: int = 128
     """clips driven by drawn actions, once for each wording"""
     drawn_horizon: int = 8
-    inverse_epochs: int = 4
+    inverse_epochs: int = 20
     strips: int = 6
     sweep_episodes: int = 100
 
@@ -115,6 +119,7 @@ def evaluate_world(
 
     ahead = one_step_ahead(world, held_out, settings, say=say)
     report["termination"] = measure_termination(ahead)
+    report["damage"] = measure_damage(ahead)
 
     model = train(
         training_pairs,

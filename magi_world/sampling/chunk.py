@@ -21,6 +21,8 @@ class Chunk:
     """bool `[n]`"""
     signals: dict[str, Tensor]
     """the card's extra signals, float32 `[n]` each"""
+    prompts: tuple[str | None, ...]
+    """the prompt that each chunk had, n of them; None for "no prompt" """
     decode: Callable[[Tensor], Tensor] = field(repr=False)
     """latents to frames, see :meth:`magi_world.world.World.decode`"""
     _decoded: list[Tensor] = field(default_factory=list, repr=False)
@@ -43,5 +45,6 @@ def concatenate(chunks: Sequence[Chunk]) -> Chunk:
         torch.cat([chunk.termination_probability for chunk in chunks]),
         torch.cat([chunk.terminated for chunk in chunks]),
         {name: torch.cat([chunk.signals[name] for chunk in chunks]) for name in chunks[0].signals},
+        tuple(prompt for chunk in chunks for prompt in chunk.prompts),
         chunks[0].decode,
     )

@@ -88,7 +88,7 @@ class ChunkSampler:
         captions = self._captions([None] * len(prompts) if sampling.clean_null_caption else prompts)
         rotary, attend = self._rotary(places), places.cache.open(places.slots)
         output = self._forward(latents, sampling.clean_t, captions, rotary, attend, places.cache)
-        return self.world.judge(latents, output.hidden)
+        return self.world.judge(latents, output.hidden, prompts)
 
     def replay(
         self, latents: Tensor, prompts: Sequence[str | None], cache: KVCache, slot: int

@@ -1,4 +1,3 @@
-import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -16,17 +15,11 @@ from gymnasium.utils.env_checker import data_equivalence as equal
 
 from magi_world.envs.spaces import ACTIONS, OBSERVATIONS, PromptSpace
 from magi_world.envs.world_env import WorldEnv
-from magi_world.errors import ActionError, ConfigError, PromptError, ResetOptionError, WorldNotFound
 from magi_world.sampling.chunk import Chunk
 
 ENV_ID = "magi_world/DoomTakeCover-v0"
 PROMPTS = ["stand still", "strafe left", "strafe right"]
 Make = Callable[..., WorldEnv]
-
-
-@pytest.fixture(autouse=True)
-def no_window(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
 
 
 @pytest.fixture
@@ -111,16 +104,6 @@ def test_the_first_reset_without_seed_draws_one(make: Make) -> None:
         env.np_random = seeding.np_random(3)[0]
     assert equal(play(one, ["stand still"]), play(two, ["stand still"]), exact=True)
     assert not equal(play(make(), ["stand still"])[1][0], play(make(), ["stand still"])[1][0])
-
-
-def test_a_bad_seed_is_refused_before_anything_changes(make: Make) -> None:
-    env, twin = make(), make()
-    for each in (env, twin):
-        play(each, ["strafe left"], seed=1)
-    for seed in (-1, 1.5, "one"):
-        with pytest.raises(gym.error.Error, match="Seed"):
-            env.reset(seed=seed)  # type: ignore[arg-type]
-    assert equal(env.step("strafe left"), twin.step("strafe left"), exact=True)
 
 
 def test_discrete_actions_are_the_same_prompts(make: Make) -> None:
@@ -260,42 +243,6 @@ def test_observations_are_the_callers_own(make: Make, observations: str) -> None
             part[...] = 0
 
 
-@pytest.mark.parametrize(
-    ("action", "words"),
-    [
-        (3, "int, text is needed"),
-        (None, "NoneType"),
-        (b"strafe left", "bytes"),
-        (["strafe left"], "list"),
-        ("", "0 characters, allowed are 1 to 256"),
-        ("x" * 257, "257 characters"),
-        ("strafe\nleft", "printable"),
-        ("\ud800", "printable"),
-        ("é" * 200, "400"),  # few enough characters, too many bytes
-    ],
-)
-def test_a_wrong_prompt_is_named_and_changes_nothing(make: Make, action: Any, words: str) -> None:
-    env, twin = make(), make()
-    for each in (env, twin):
-        play(each, ["strafe left"], seed=1)
-    with pytest.raises(PromptError, match=words):
-        env.step(action)
-    assert equal(env.step("strafe left"), twin.step("strafe left"), exact=True)
-
-
-@pytest.mark.parametrize(
-    "action",
-    [-1, 3, True, np.bool_(True), 1.0, np.float32(1), "strafe left", None, [1], np.array([1])],
-)
-def test_a_wrong_index_is_named_and_changes_nothing(make: Make, action: Any) -> None:
-    env, twin = make(actions="discrete"), make(actions="discrete")
-    for each in (env, twin):
-        play(each, [1], seed=1)
-    with pytest.raises(ActionError, match="from 0 to 2"):
-        env.step(action)
-    assert equal(env.step(1), twin.step(1), exact=True)
-
-
 def test_the_longest_prompt_is_taken_as_it_is(make: Make) -> None:
     prompt = "left " * 51 + "!"
     assert len(prompt) == 256
@@ -309,15 +256,15 @@ def test_reset_options_choose_the_start(make: Make) -> None:
     opening = env.reset(seed=0)[0]
     assert equal(env.reset(seed=0, options={})[0], opening, exact=True)
     assert equal(env.reset(seed=0, options={"clip": 0})[0], opening, exact=True)
-    clip, info = env.reset(seed=0, options={"clip": 1})
+    clip, info = env.reset(seed=0, options={"clip": np.int64(1)})
     assert not equal(clip, opening)
-    assert env.world.bank is not None
     assert info["prompt"] == env.world.bank.prompts[1][-1]
     for options, prompt in (
         ({"image": image}, ""),
         ({"image": image, "prompts": ["strafe left"]}, "strafe left"),
         ({"video": video}, ""),
         ({"video": video, "prompts": ["strafe left", "strafe right"]}, "strafe right"),
+        ({"video": video, "prompts": ("strafe left", None)}, ""),
         ({"prompt": "go left!"}, "go left!"),
     ):
         observation, info = env.reset(seed=0, options=options)
@@ -328,137 +275,14 @@ def test_reset_options_choose_the_start(make: Make) -> None:
     assert not equal(one, two)  # a dreamed start depends on the seed
 
 
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        ({"clip": 0, "prompt": "go left!"}, "at most one of .*clip.*image.*video.*prompt"),
-        ({"image": np.zeros((64, 64, 3), np.uint8), "clip": 0}, "at most one"),
-        ({"prompts": ["strafe left"]}, "beside 'image' or 'video'"),
-        ({"prompt": "go left!", "prompts": ["strafe left"]}, "beside 'image' or 'video'"),
-        ({"clips": 0}, r"\['clips'\]: known are .*'clip', 'image', 'video', 'prompt', 'prompts'"),
-        ({"reset_mask": np.array([True])}, "unknown reset options"),
-        ({3: 0}, "unknown reset options"),
-        ({"clip": None}, "None"),
-        ({"clip": 99}, "99"),
-        ({"clip": -1}, "-1"),
-        ({"clip": "first"}, "first"),
-        ({"image": "a picture"}, "image"),
-        ({"image": np.zeros((8, 8, 3), np.uint8)}, "image"),
-        ({"image": np.zeros((64, 64, 3), np.float32)}, "image"),
-        ({"video": np.zeros((64, 64, 3), np.uint8)}, "video"),
-        (["clip"], "a dictionary is needed"),
-    ],
-)
-def test_wrong_options_are_named_and_change_nothing(make: Make, options: Any, words: str) -> None:
-    env, twin = make(), make()
-    for each in (env, twin):
-        play(each, ["strafe left"], seed=1)
-    with pytest.raises(ResetOptionError, match=words):
-        env.reset(seed=9, options=options)
-    assert equal(env.step("strafe left"), twin.step("strafe left"), exact=True)
-    assert equal(play(env, PROMPTS), play(twin, PROMPTS), exact=True)
-
-
-@pytest.mark.parametrize("prompt", ["", "é" * 200, 3])
-def test_a_wrong_start_prompt_is_a_named_error(make: Make, prompt: Any) -> None:
-    with pytest.raises(PromptError):
-        make().reset(seed=0, options={"prompt": prompt})
-
-
-@pytest.mark.parametrize(
-    ("keywords", "words"),
-    [
-        ({"actions": "continuous"}, "actions 'continuous': allowed are 'text', 'discrete'"),
-        ({"observations": "pixels"}, "'pixels': allowed are 'frames', 'latent', 'both'"),
-        ({"horizon": 0}, "horizon 0"),
-        ({"horizon": 2.5}, "horizon 2.5"),
-        ({"horizon": True}, "horizon True"),
-        ({"starts": "middle"}, "starts"),
-        ({"steps": 0}, "steps"),
-        ({"temperature": -1.0}, "temperature"),
-        ({"dtype": "float99"}, "float99"),
-    ],
-)
-def test_wrong_keywords_are_named(make: Make, keywords: dict[str, Any], words: str) -> None:
-    with pytest.raises(ConfigError, match=words):
-        make(**keywords)
-
-
-def test_an_unknown_render_mode_is_named(tiny_world_path: Path) -> None:
-    with pytest.raises(ConfigError, match="'ansi': allowed are 'human', 'rgb_array'"):
-        WorldEnv(str(tiny_world_path), render_mode="ansi")
-
-
-def test_an_unknown_world_is_named() -> None:
-    with pytest.raises(WorldNotFound, match="doom-take-caver"):
-        WorldEnv("doom-take-caver")
-
-
 def test_keywords_reach_the_rollout(make: Make) -> None:
     env = make(steps=1, temperature=0.5, starts="any", device="cpu", dtype="float32")
     assert (env.rollout.steps, env.rollout.temperature) == (1, 0.5)
     assert env.world.device == torch.device("cpu") and env.world.dtype == torch.float32
-    seen = {np.asarray(env.reset(seed=seed)[0]).tobytes() for seed in range(12)}
-    assert len(seen) > 1  # longer clips too, not only the one opening
-
-
-def test_rgb_array_is_the_last_frame(make: Make) -> None:
-    env = make(render_mode="rgb_array")
-    assert env.metadata["render_fps"] == 35 / 4
-    with pytest.raises(ResetNeeded):
-        env.render()
-    for action in (None, "strafe left"):
-        observation = env.reset(seed=0)[0] if action is None else env.step(action)[0]
-        assert isinstance(observation, np.ndarray)
-        picture = env.render()
-        assert equal(picture, observation[-1], exact=True)
-        picture[...] = 0
-        assert equal(env.render(), observation[-1], exact=True)
-
-
-def test_rgb_array_list_is_every_frame_since_the_last_call(make: Make) -> None:
-    env = make(render_mode="rgb_array_list")
-    assert env.metadata["render_fps"] == 35
-    chunks = [result[0] for result in play(env, ["strafe left"] * 2, seed=0)]
-    assert equal(env.render(), [frame for chunk in chunks for frame in chunk], exact=True)
-    assert env.render() == []
-    chunk = env.step("strafe left")[0]
-    assert equal(env.render(), list(chunk), exact=True)
-    env.step("strafe left")
-    chunk = env.reset()[0]  # drops the frames that were never fetched
-    assert equal(env.render(), list(chunk), exact=True)
-
-
-def test_pictures_come_with_latent_observations_too(make: Make) -> None:
-    expected = play(make(), ["strafe left"], seed=0)[1][0]
-    env = make(observations="latent", render_mode="rgb_array_list")
-    play(env, ["strafe left"], seed=0)
-    assert equal(env.render()[-4:], list(expected), exact=True)
-
-
-def test_a_window_opens_and_closes(make: Make) -> None:
-    env = make(render_mode="human")
-    assert env.metadata["render_fps"] == 35
-    env.reset(seed=0)
-    env.step("strafe left")
-    assert env.render() is None
-    env.close()
-    env.close()
-
-
-def test_a_missing_pygame_is_named_at_once(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "pygame", None)
-    with pytest.raises(ImportError, match=r"pygame-ce.*pip install 'magi-world\[human\]'"):
-        make(render_mode="human")
-
-
-def test_rendering_without_a_mode_says_so(make: Make) -> None:
-    env = make()
-    env.reset(seed=0)
-    with pytest.warns(UserWarning, match="render_mode"):
-        assert env.render() is None
-    env.close()
-    env.close()
+    starts = [env.reset(seed=seed) for seed in range(12)]
+    seen = {np.asarray(observation).tobytes(): info["prompt"] for observation, info in starts}
+    assert len(seen) == len(env.world.bank)  # longer clips too, not only the one opening
+    assert sorted(seen.values()) == sorted(prompts[-1] for prompts in env.world.bank.prompts)
 
 
 @pytest.mark.parametrize("actions", ACTIONS)

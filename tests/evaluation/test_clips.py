@@ -29,6 +29,7 @@ class FakeEpisode:
     actions: npt.NDArray[np.int64]
     valid_frames: npt.NDArray[np.int64]
     terminated: bool
+    health: npt.NDArray[np.float64] | None = None
 
 
 def fake_episode(chunks: int, *, last_valid: int = 4, seed: int = 0) -> FakeEpisode:

@@ -1,7 +1,7 @@
-"""Does the world know the end when it dreams it? Judged one chunk ahead of a real prefix."""
+"""Does the world know an end or a hit when it dreams it? Judged one chunk ahead of reality."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -39,6 +39,10 @@ class OneStepAhead:
     """whether the real chunk did end it"""
     age: npt.NDArray[np.int64]
     """chunks since the reset"""
+    damage: npt.NDArray[np.float64]
+    """health that the dreamed chunk costs, a share of 100; NaN if the world has no such signal"""
+    lost: npt.NDArray[np.float64]
+    """health that the real chunk did cost; NaN where the data does not know"""
 
 
 def one_step_ahead(
@@ -63,12 +67,19 @@ def one_step_ahead(
         say(f"termination: {rows.stop} of {len(ordered)} episodes")
     if not parts:
         raise ValueError("there are no episodes to look ahead in")
-    return OneStepAhead(
-        probability=np.concatenate([part.probability for part in parts]),
-        observed=np.concatenate([part.observed for part in parts]),
-        terminal=np.concatenate([part.terminal for part in parts]),
-        age=np.concatenate([part.age for part in parts]),
-    )
+    columns = {
+        field.name: np.concatenate([getattr(part, field.name) for part in parts])
+        for field in fields(OneStepAhead)
+    }
+    return OneStepAhead(**columns)
+
+
+def health_lost(episode: Episode) -> npt.NDArray[np.float64]:
+    """Health that each chunk cost, as a share of 100, float64 `[n + 1]`; NaN where unknown."""
+    if episode.health is None:
+        return np.full(len(episode.frames), np.nan)
+    health = np.asarray(episode.health, np.float64)
+    return np.concatenate([[0.0], np.maximum(0.0, health[:-1] - health[1:]) / 100])
 
 
 def _walk(
@@ -79,6 +90,7 @@ def _walk(
     actions = [played(episode) for episode in batch]
     lasts = np.array([len(episode.frames) - 1 for episode in batch])
     deaths = np.array([episode.terminated for episode in batch])
+    losses = [health_lost(episode) for episode in batch]
     seeds = [settings.seed + offset + slot for slot in range(len(batch))]
     rollout = new_rollout(world, settings, seeds)
     start(rollout, np.stack([episode.frames[0] for episode in batch]), [names[0]] * len(batch))
@@ -91,12 +103,16 @@ def _walk(
         real = torch.stack([latent[k] for latent, k in zip(latents, here, strict=True)])
         seen = rollout.observe(real, prompts)
         live = np.flatnonzero(lasts[:kept] >= age)
+        unknown = torch.full_like(ahead.termination_probability, torch.nan)
+        damage = ahead.signals.get("damage", unknown)
         parts.append(
             OneStepAhead(
                 probability=ahead.termination_probability.double().cpu().numpy()[live],
                 observed=seen.termination_probability.double().cpu().numpy()[live],
                 terminal=((lasts == age) & deaths)[live],
                 age=np.full(len(live), age),
+                damage=damage.double().cpu().numpy()[live],
+                lost=np.array([losses[slot][age] for slot in live], np.float64),
             )
         )
     return parts
@@ -118,4 +134,21 @@ def measure_termination(ahead: OneStepAhead) -> dict[str, Any]:
         "mean_predicted": float(ahead.probability.mean()),
         "mean_observed": float(ahead.terminal.mean()),
         "calibration": calibration(ahead.probability, ahead.terminal, EDGES),
+    }
+
+
+def measure_damage(ahead: OneStepAhead) -> dict[str, Any] | None:
+    """How well the damage signal tells hits from misses; None if world or data has no damage."""
+    known = np.isfinite(ahead.damage) & np.isfinite(ahead.lost)
+    if not known.any():
+        return None
+    damage, lost = ahead.damage[known], ahead.lost[known]
+    return {
+        "n": len(lost),
+        "unit": "chunks",
+        "hits": int((lost > 0).sum()),
+        "auc": auc(damage, lost > 0),
+        "auc_age": auc(ahead.age[known].astype(np.float64), lost > 0),
+        "mean_predicted": float(damage.mean()),
+        "mean_observed": float(lost.mean()),
     }

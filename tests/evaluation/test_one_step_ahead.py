@@ -1,0 +1,106 @@
+"""One step ahead of a real prefix: every chunk once, from what really came before it."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from magi_world.evaluation.dreaming import DreamSettings
+from magi_world.evaluation.one_step_ahead import (
+    SEED_STRIDE,
+    OneStepAhead,
+    health_lost,
+    measure_damage,
+    measure_termination,
+    one_step_ahead,
+)
+from magi_world.training.episodes import EpisodeData
+from magi_world.world import World
+
+
+def test_every_position_is_dreamed_from_the_real_chunks_before_it(
+    tiny_world: World, episodes: list[EpisodeData]
+) -> None:
+    ahead = one_step_ahead(tiny_world, episodes[:3], DreamSettings(batch_size=2))
+    lengths = sorted(len(episode.actions) for episode in episodes[:3])
+    assert len(ahead.age) == sum(lengths)
+    assert ahead.terminal.sum() == sum(episode.terminated for episode in episodes[:3])
+
+    shortest = min(episodes[:3], key=lambda episode: len(episode.frames))
+    prompts = [tiny_world.card["prompts"][action] for action in shortest.actions]
+    rows = ahead.age == 7
+    alone = []
+    for age in (7,):
+        rollout = tiny_world.rollout(1, seeds=[SEED_STRIDE * age])
+        history = ["stand still", *prompts[: age - 1]]
+        video = shortest.frames[:age].reshape(-1, 64, 64, 3)
+        rollout.reset(video=video, prompts=history)
+        alone.append(float(rollout.step([prompts[age - 1]]).termination_probability))
+    assert np.abs(ahead.probability[rows] - alone[0]).min() < 1e-4
+
+
+def test_age_and_end_stand_in_the_right_rows(
+    tiny_world: World, episodes: list[EpisodeData]
+) -> None:
+    said: list[str] = []
+    ahead = one_step_ahead(tiny_world, episodes[:3], DreamSettings(batch_size=32), say=said.append)
+    for episode in episodes[:3]:
+        last = len(episode.actions)
+        assert ahead.terminal[ahead.age == last].any() == episode.terminated
+    assert not ahead.terminal[ahead.age < 24].any()
+    assert said == ["termination: 3 of 3 episodes"]
+    assert np.isnan(ahead.damage).all()  # the tiny world has no such signal
+    assert measure_damage(ahead) is None
+
+
+def made_up(probability: list[float], terminal: list[bool]) -> OneStepAhead:
+    n = len(terminal)
+    return OneStepAhead(
+        probability=np.array(probability),
+        observed=np.array(terminal, np.float64),
+        terminal=np.array(terminal),
+        age=np.arange(n),
+        damage=np.array(probability),
+        lost=np.array([0.4 if end else 0.0 for end in terminal]),
+    )
+
+
+def test_measures_of_known_answers() -> None:
+    ahead = made_up([0.9, 0.05, 0.002, 0.001], [True, False, False, False])
+    result = measure_termination(ahead)
+    assert (result["n"], result["terminal"]) == (4, 1)
+    assert result["auc"] == 1.0
+    assert result["auc_age"] == 0.0
+    assert result["auc_observed"] == 1.0
+    assert result["mean_observed"] == 0.25
+    assert sum(row["n"] for row in result["calibration"]) == 4
+    damage = measure_damage(ahead)
+    assert damage is not None
+    assert (damage["n"], damage["hits"], damage["auc"]) == (4, 1, 1.0)
+    assert damage["mean_observed"] == pytest.approx(0.1)
+
+
+def test_no_ends_give_no_area() -> None:
+    assert math.isnan(measure_termination(made_up([0.1, 0.2], [False, False]))["auc"])
+
+
+def test_health_lost_is_a_share_of_the_whole(episodes: list[EpisodeData]) -> None:
+    lost = health_lost(episodes[0])
+    assert len(lost) == len(episodes[0].frames)
+    assert lost[10] == pytest.approx(0.3)
+    assert lost[-1] == pytest.approx(0.7)
+    assert lost.sum() == pytest.approx(1.0)
+
+
+def test_there_must_be_episodes(tiny_world: World) -> None:
+    with pytest.raises(ValueError, match="no episodes"):
+        one_step_ahead(tiny_world, [], DreamSettings())
+
+
+def test_the_noise_differs_from_place_to_place(
+    tiny_world: World, episodes: list[EpisodeData]
+) -> None:
+    first = torch.randn(4, generator=torch.Generator().manual_seed(SEED_STRIDE))
+    second = torch.randn(4, generator=torch.Generator().manual_seed(2 * SEED_STRIDE))
+    assert not torch.equal(first, second)
