@@ -164,6 +164,8 @@ class World:
             raise ResetOptionError(f"video {frames.shape} is shorter than one chunk of {F} frames")
         frames = frames[len(frames) % F :]
         chunks = frames.reshape(-1, F, *size)
+        if prompts is not None and (isinstance(prompts, str) or not isinstance(prompts, Sequence)):
+            raise ResetOptionError(f"prompts {prompts!r}: a list, one a chunk, is needed")
         captions = [None] * len(chunks) if prompts is None else list(prompts)
         if len(captions) != len(chunks):
             raise ResetOptionError(f"{len(captions)} prompts for a {what} of {len(chunks)} chunks")

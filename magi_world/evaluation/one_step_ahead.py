@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from magi_world.errors import DatasetError
 from magi_world.evaluation.clips import Episode, played
 from magi_world.evaluation.dreaming import (
     DreamSettings,
@@ -56,7 +57,12 @@ def one_step_ahead(
 
     Episodes of similar length walk in one batch; one that is over rides along unread, so that all
     forwards have one width.
+
+    Raises:
+        DatasetError: there are no episodes.
     """
+    if not episodes:
+        raise DatasetError("there are no episodes to look ahead in")
     ordered = sorted(episodes, key=lambda episode: len(episode.frames))
     width = min(settings.batch_size, len(ordered))
     parts: list[OneStepAhead] = []
@@ -65,8 +71,6 @@ def one_step_ahead(
         kept = rows.stop - rows.start
         parts += _walk(world, batch, kept, settings, rows.start)
         say(f"termination: {rows.stop} of {len(ordered)} episodes")
-    if not parts:
-        raise ValueError("there are no episodes to look ahead in")
     columns = {
         field.name: np.concatenate([getattr(part, field.name) for part in parts])
         for field in fields(OneStepAhead)

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -71,8 +72,8 @@ class Rollout:
         self.world = world
         self.batch_size = batch_size
         self.steps = sampling.num_steps if steps is None else steps
-        if self.steps < 1:
-            raise ConfigError(f"steps {steps} is below 1")
+        if not isinstance(self.steps, int) or isinstance(self.steps, bool) or self.steps < 1:
+            raise ConfigError(f"steps {steps!r}: a whole number, 1 or more, is needed")
         self.temperature = temperature
         self.starts = starts
         self.sampler = ChunkSampler(world, self.steps)
@@ -257,6 +258,12 @@ class Rollout:
         if image is not None or video is not None:
             history = self.world.history(image=image, video=video, prompts=prompts)
         clips = self._chosen_clips(clip, len(chosen))
+        bank = self.world.bank
+        if not named and not (bank.num_openings if self.starts == "opening" else len(bank)):
+            raise ResetOptionError(
+                f"the world {self.world.name!r} has no clips to start from: reset with image, "
+                "video or prompt"
+            )
         if seeds is not None:
             self._seed(chosen, seeds)
         rows = []
@@ -284,24 +291,19 @@ class Rollout:
     def _chosen_clips(self, clip: int | Sequence[int] | None, count: int) -> list[int] | None:
         if clip is None:
             return None
-        clips = [clip] * count if isinstance(clip, int) else [int(index) for index in clip]
         size = len(self.world.bank)
-        wrong = [index for index in clips if isinstance(index, bool) or not 0 <= index < size]
-        if wrong or len(clips) != count:
+        several = isinstance(clip, Sequence) and not isinstance(clip, str)
+        given = list(clip) if several else [clip] * count  # type: ignore[arg-type]
+        if len(given) != count or not all(_is_index(index, size) for index in given):
             raise ResetOptionError(
                 f"clip {clip!r}: one index of 0…{size - 1} is needed, or one for each of {count}"
             )
-        return clips
+        return [int(index) for index in given]  # type: ignore[call-overload]
 
     def _start_from_bank(self, slot: int, clip: int | None) -> Chunk:
         bank = self.world.bank
         if clip is None:
             choices = bank.num_openings if self.starts == "opening" else len(bank)
-            if choices == 0:
-                raise ResetOptionError(
-                    f"the world {self.world.name!r} has no openings: "
-                    "reset with image, video or prompt"
-                )
             clip = int(torch.randint(choices, (), generator=self.generators[slot]))
         if clip not in self._starts_of_clips:
             # the same clip always gives the same keys and values, so they are computed once
@@ -311,7 +313,7 @@ class Rollout:
         cache, chunk = self._starts_of_clips[clip]
         self.cache.copy_slot(slot, cache, 0)
         self._time[slot] = bank.clip(clip)[0].shape[0]
-        return chunk
+        return replace(chunk, latents=chunk.latents.clone(), _decoded=[])  # the kept one stays
 
     def _generate_start(self, slot: int, prompt: str) -> Chunk:
         """Generate chunk 0 of a slot under a prompt, with no history."""
@@ -384,3 +386,8 @@ class Rollout:
         if seeds is not None:
             copy._seed(range(len(chosen)), seeds)
         return copy
+
+
+def _is_index(value: object, size: int) -> bool:
+    whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    return whole and 0 <= value < size  # type: ignore[operator]
