@@ -36,6 +36,7 @@ TEXT = {"d_model": 16, "d_ff": 16, "d_kv": 8, "num_heads": 2, "num_layers": 1}
         (DiTConfig, {**DIT, "num_query_groups": 3}, "2 heads are not a multiple of 3"),
         (DiTConfig, {**DIT, "num_query_groups": 0}, "num_query_groups 0"),
         (DiTConfig, {**DIT, "num_layers": 0}, "num_layers 0"),
+        (OutcomeConfig, {"hidden_size": 100}, "hidden_size 100 is not a multiple of its 3 heads"),
         (DiTConfig, {**DIT, "hidden_size": 40}, "hidden_size 40 is not 2 heads of 16"),
         (DiTConfig, {**DIT, "num_attention_heads": 3, "num_query_groups": 1, "kv_channels": 12,
                      "hidden_size": 36}, "hidden_size 36 is not a multiple of 8"),
@@ -45,7 +46,7 @@ TEXT = {"d_model": 16, "d_ff": 16, "d_kv": 8, "num_heads": 2, "num_layers": 1}
         (DiTConfig, {**DIT, "cond_gating_ratio": 0.5}, "condition ratios"),
         (DiTConfig, {**DIT, "hiden_size": 32}, r"DiTConfig: unknown keys \['hiden_size'\]"),
         (DiTConfig, {"num_layers": 2}, "DiTConfig: .*missing"),
-        (DiTConfig, {**DIT, "num_attention_heads": "two"}, "DiTConfig"),
+        (DiTConfig, {**DIT, "num_attention_heads": "two"}, "num_attention_heads 'two'"),
         (VAEConfig, {**VAE, "num_heads": 3}, "embed_dim 32 is not a multiple of num_heads 3"),
         (VAEConfig, {**VAE, "num_heads": 0}, "num_heads 0"),
         (VAEConfig, {**VAE, "patch_size": 0}, "patch_size 0"),
@@ -65,7 +66,7 @@ TEXT = {"d_model": 16, "d_ff": 16, "d_kv": 8, "num_heads": 2, "num_layers": 1}
         (SamplingConfig, {"null_prompt_tokens": 0}, "null_prompt_tokens 0"),
         (SamplingConfig, {"transform": "cube"}, "transform 'cube'"),
         (SamplingConfig, {"shift": 0.0}, "shift 0.0"),
-        (SamplingConfig, {"kv_range": "8"}, "SamplingConfig"),
+        (SamplingConfig, {"kv_range": "8"}, "kv_range '8'"),
     ],
 )  # fmt: skip
 def test_what_cannot_work_cannot_be_built(section: Any, values: Any, words: str) -> None:
@@ -91,9 +92,9 @@ def changed(**sections: Any) -> dict[str, Any]:
         ({"text": {"max_bytes": 300}}, "caption_max_length 257"),
         ({"sampling": {"null_prompt_tokens": 258}}, "null_prompt_tokens 258"),
         ({"sampler": {}}, r"WorldConfig: unknown keys \['sampler'\]"),
-        ({"dit": None}, "dit"),
-        ({"vae": 3}, "vae"),
-        ({"text": ["d_model"]}, "text"),
+        ({"dit": None}, "the section 'dit' is missing"),
+        ({"vae": 3}, "VAEConfig: 3 is no table of keys"),
+        ({"text": ["d_model"]}, "TextConfig: .* is no table of keys"),
     ],
 )
 def test_parts_must_fit_each_other(change: dict[str, Any], words: str) -> None:

@@ -1,6 +1,7 @@
 """Verbs that measure: `evaluate` a world, `evaluate-agent` in the dream and in the real game."""
 
 import itertools
+import sys
 from collections.abc import Callable, Iterator
 from enum import StrEnum
 from functools import partial
@@ -71,7 +72,8 @@ def evaluate_agent(
     else:
         from rich.console import Console
 
-        Console().print(format_table(rows))
+        # a file or a pipe has no width that a table should be squeezed into
+        Console(width=None if sys.stdout.isatty() else 160).print(format_table(rows))
 
 
 def evaluate(
@@ -90,8 +92,12 @@ def evaluate(
         int, typer.Option(min=100, help="Real chunks for the PCA and the inverse model.")
     ] = 12_000,
     clips: Annotated[int, typer.Option(min=1, help="Clips for open-loop prediction.")] = 256,
+    real_episodes: Annotated[
+        int,
+        typer.Option(min=1, help="Real episodes of each blind policy: lengths and sweeps."),
+    ] = 100,
     skip_sweeps: Annotated[
-        bool, typer.Option(help="Do not choose the blind sweep anew (600 real episodes).")
+        bool, typer.Option(help="Do not choose the blind sweep's period anew.")
     ] = False,
     skip_lengths: Annotated[
         bool, typer.Option(help="Do not compare dreamed and real episode lengths.")
@@ -127,8 +133,13 @@ def evaluate(
         is_held_out,
         out,
         settings=DreamSettings(steps=steps, temperature=temperature, seed=seed),
-        sizes=Sizes(held_out_episodes=episodes, training_chunks=training_chunks, clips=clips),
-        game=_real_game(loaded, lengths=not skip_lengths, sweeps=not skip_sweeps),
+        sizes=Sizes(
+            held_out_episodes=episodes,
+            training_chunks=training_chunks,
+            clips=clips,
+            sweep_episodes=real_episodes,
+        ),
+        game=_real_game(loaded, real_episodes, lengths=not skip_lengths, sweeps=not skip_sweeps),
         say=say,
     )
     if card:
@@ -199,7 +210,7 @@ def _episodes(world: "World", data: list[Path] | None, held_out: int) -> "Iterat
     )
 
 
-def _real_game(world: "World", *, lengths: bool, sweeps: bool) -> "ReportGame":
+def _real_game(world: "World", episodes: int, *, lengths: bool, sweeps: bool) -> "ReportGame":
     """What the report needs of the real game, wired from agents and the game itself."""
     from magi_world import agents
     from magi_world.agents.evaluation import play_dream, play_real
@@ -215,8 +226,8 @@ def _real_game(world: "World", *, lengths: bool, sweeps: bool) -> "ReportGame":
     for name in LENGTH_POLICIES if lengths else ():
         agent = agents.load(name, world=world)
         players[name] = (
-            partial(play_dream, world, agent, episodes=100, first_seed=LENGTH_SEED),
-            partial(play_real, make_game, world, agent, episodes=100, first_seed=LENGTH_SEED),
+            partial(play_dream, world, agent, episodes=episodes, first_seed=LENGTH_SEED),
+            partial(play_real, make_game, world, agent, episodes=episodes, first_seed=LENGTH_SEED),
         )
 
     def play_sweep(period: int, first_seed: int, episodes: int) -> Any:

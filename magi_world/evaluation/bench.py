@@ -194,7 +194,7 @@ def step_flops(rollout: Rollout, prompts: list[str]) -> int:
     """
     modules = rollout.world.modules().values()
     learning = [p for module in modules for p in module.parameters() if p.requires_grad]
-    counter = FlopCounterMode(display=False, custom_mapping=_cpu_attention())
+    counter = FlopCounterMode(display=False, custom_mapping=cpu_attention_flops())
     try:
         for parameter in learning:  # the counter wants to follow gradients, and a step has none
             parameter.requires_grad_(False)
@@ -206,7 +206,7 @@ def step_flops(rollout: Rollout, prompts: list[str]) -> int:
     return int(counter.get_total_flops())
 
 
-def _cpu_attention() -> dict[Any, Any]:
+def cpu_attention_flops() -> dict[Any, Any]:
     """torch's counter knows the GPU forms of fused attention only; the CPU's costs the same."""
 
     def flops(q: Any, k: Any, v: Any, *args: Any, **kwargs: Any) -> int:

@@ -1,6 +1,6 @@
-"""Held-out episodes cut to clips of equal length, and pairs of chunks for the inverse model."""
+"""Episodes as the measures see them, and how they are cut to clips of equal length."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -111,55 +111,3 @@ def cut_clips(
         actions.append(played(episode)[start : start + length])
     order = rng.permutation(len(chosen))  # so that the first batch is no single episode
     return Clips(frames=np.stack(frames)[order], actions=np.stack(actions)[order], prefix=prefix)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pairs:
-    """What the inverse model sees: a chunk and the moment before it, in grey."""
-
-    pictures: Frames
-    """uint8 `[n, 2 + F, H, W]`: the last two frames before the chunk, then the chunk"""
-    actions: Integers
-    """int64 `[n]`: the action behind the chunk"""
-    before: Integers
-    """int64 `[n]`: the action behind the chunk before"""
-
-    def __len__(self) -> int:
-        return len(self.actions)
-
-
-def grey(frames: Frames) -> Frames:
-    """Mean of the colours: uint8 `[..., H, W, 3]` to uint8 `[..., H, W]`."""
-    tones: Frames = (frames.sum(axis=-1, dtype=np.uint16) // 3).astype(np.uint8)
-    return tones
-
-
-def pairs_of(frames: Frames, actions: Integers) -> Pairs:
-    """Pair every chunk but the first with the one before it.
-
-    Takes consecutive chunks uint8 `[n, F, H, W, 3]` and the action behind each, `[n]`.
-    """
-    tones = grey(frames)
-    return Pairs(
-        pictures=np.concatenate([tones[:-1, -2:], tones[1:]], axis=1),
-        actions=actions[1:],
-        before=actions[:-1],
-    )
-
-
-def join_pairs(parts: Iterable[Pairs]) -> Pairs:
-    """Concatenate; raises `DatasetError` when there is nothing."""
-    parts = list(parts)
-    if not parts:
-        raise DatasetError("there are no two consecutive chunks for the inverse model")
-    return Pairs(
-        pictures=np.concatenate([part.pictures for part in parts]),
-        actions=np.concatenate([part.actions for part in parts]),
-        before=np.concatenate([part.before for part in parts]),
-    )
-
-
-def episode_pairs(episode: Episode) -> Pairs:
-    """Pairs of the whole chunks of one episode; there may be none."""
-    end = whole_chunks(episode)
-    return pairs_of(episode.frames[:end], played(episode)[:end])

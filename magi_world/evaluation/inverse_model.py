@@ -1,8 +1,7 @@
-"""A small network that names the action behind a chunk, trained on real pictures only.
+"""A small network that names the action behind a chunk, trained on real clips only.
 
 If it names the action of dreamed chunks as well as that of real ones, then the prompt does in the
-dream what the action does in the game. It looks at motion, not at raw pixels: an action shows in a
-fraction of a pixel a frame, which a network on pixels takes very long to find.
+dream what the action does in the game.
 """
 
 from collections.abc import Callable
@@ -13,44 +12,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from magi_world.evaluation.clips import Integers, Pairs
-from magi_world.evaluation.metrics import blocks, confusion
+from magi_world.evaluation.clips import Integers
+from magi_world.evaluation.metrics import confusion
+from magi_world.evaluation.motion import Pairs
 
 BATCH = 128
-GRID = 8
-"""the picture is cut into GRID x GRID cells"""
-
-
-def motion_features(pictures: Tensor) -> Tensor:
-    """Motion of every cell between neighbouring frames, by least squares over its pixels.
-
-    Takes uint8 `[n, T, H, W]`; returns float32 `[n, 5 * (T - 1) * GRID * GRID]`: for each cell the
-    shift across and down that explains the change best (pixels), and the logarithms of how much
-    edge there is to see it by and of how much changed.
-    """
-    tones = pictures.float() / 64
-    before, after = tones[:, :-1], tones[:, 1:]
-    mean, change = (before + after) / 2, after - before
-    across = F.pad((mean[..., 2:] - mean[..., :-2]) / 2, (1, 1))
-    down = F.pad((mean[..., 2:, :] - mean[..., :-2, :]) / 2, (0, 0, 1, 1))
-
-    def cells(product: Tensor) -> Tensor:
-        return F.adaptive_avg_pool2d(product, GRID)
-
-    tiny = 1e-3
-    edge_across, edge_down = cells(across.square()) + tiny, cells(down.square()) + tiny
-    features = [
-        -cells(across * change) / edge_across,
-        -cells(down * change) / edge_down,
-        edge_across.log() / 4,
-        edge_down.log() / 4,
-        (cells(change.square()) + tiny).log() / 4,
-    ]
-    return torch.stack(features, dim=1).clamp(-4, 4).flatten(1)
 
 
 class InverseModel(nn.Module):
-    """Two hidden layers on motion features float32 `[n, D]`; returns logits `[n, num_actions]`."""
+    """Two hidden layers on the motion of pairs, float32 `[n, D]`; gives logits `[n, num_actions]`."""
 
     def __init__(self, num_features: int, num_actions: int) -> None:
         super().__init__()
@@ -69,14 +39,6 @@ class InverseModel(nn.Module):
         return logits
 
 
-def features_of(pairs: Pairs) -> Tensor:
-    """Motion features of all pairs, block by block."""
-    parts = [
-        motion_features(torch.from_numpy(pairs.pictures[rows])) for rows in blocks(len(pairs), 256)
-    ]
-    return torch.cat(parts)
-
-
 def train(
     pairs: Pairs,
     num_actions: int,
@@ -92,7 +54,7 @@ def train(
     """
     counts = np.bincount(pairs.actions, minlength=num_actions)
     weight = torch.tensor(len(pairs) / (num_actions * np.maximum(counts, 1)), dtype=torch.float32)
-    features, actions = features_of(pairs), torch.from_numpy(pairs.actions)
+    features, actions = torch.from_numpy(pairs.motion), torch.from_numpy(pairs.actions)
     order = np.random.default_rng(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -121,9 +83,7 @@ def train(
 @torch.inference_mode()
 def predict(model: InverseModel, pairs: Pairs) -> Integers:
     """The most likely action of every pair, int64 `[n]`."""
-    if not len(pairs):
-        return np.zeros(0, np.int64)
-    predicted: Integers = model(features_of(pairs)).argmax(dim=1).numpy()
+    predicted: Integers = model(torch.from_numpy(pairs.motion)).argmax(dim=1).numpy()
     return predicted
 
 

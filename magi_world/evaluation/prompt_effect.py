@@ -1,4 +1,8 @@
-"""Does the prompt do in the dream what the action does in the game? An inverse model judges."""
+"""Does the prompt do in the dream what the action does in the game? An inverse model judges.
+
+It is trained on real clips, as they are and as the world's VAE shows them: dreams come out of that
+VAE, and a judge that never saw its pictures would judge them by their blur.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -6,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from magi_world.evaluation.clips import Clips, Integers, Pairs, join_pairs, pairs_of
+from magi_world.evaluation.clips import Clips, Integers
 from magi_world.evaluation.dreaming import (
     DreamSettings,
     Phrases,
@@ -17,6 +21,7 @@ from magi_world.evaluation.dreaming import (
 )
 from magi_world.evaluation.inverse_model import InverseModel, predict, ratio, score
 from magi_world.evaluation.metrics import Frames
+from magi_world.evaluation.motion import Pairs, join_pairs, pairs_of
 from magi_world.world import World
 
 Say = Callable[[str], None]

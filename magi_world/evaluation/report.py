@@ -15,16 +15,21 @@ from magi_world.errors import DatasetError
 from magi_world.evaluation.clips import (
     Clips,
     Episode,
-    Pairs,
     cut_clips,
-    episode_pairs,
-    join_pairs,
+    played,
     whole_chunks,
 )
-from magi_world.evaluation.dreaming import DreamSettings, dream, prompts_of
+from magi_world.evaluation.dreaming import (
+    DreamSettings,
+    decode_chunks,
+    dream,
+    encode_chunks,
+    prompts_of,
+)
 from magi_world.evaluation.inverse_model import InverseModel, train
 from magi_world.evaluation.lengths import Lengths, Play, choose_sweep, measure_lengths
 from magi_world.evaluation.metrics import Frames
+from magi_world.evaluation.motion import Pairs, episode_pairs, join_pairs, pairs_of
 from magi_world.evaluation.one_step_ahead import (
     measure_damage,
     measure_termination,
@@ -154,7 +159,8 @@ def read(
 ) -> tuple[list[Episode], PatchPCA, Pairs]:
     """Go through the episodes once: keep the held-out ones, fit the PCA, cut pairs from the rest.
 
-    Only the inverse model's grey pictures of the training episodes stay in memory.
+    Pairs come twice, from the real pictures and from the same ones through the world's VAE. Of the
+    training episodes only they stay in memory.
     """
     held_out: list[Episode] = []
     pairs: list[Pairs] = []
@@ -168,7 +174,12 @@ def read(
             chunks = episode.frames[: whole_chunks(episode)]
             if len(chunks):
                 pca.add(chunks[:: max(1, len(chunks) // 32)])
-            pairs.append(episode_pairs(episode))
+            if len(chunks) > 1:
+                coded = decode_chunks(world, encode_chunks(world, chunks))
+                actions = played(episode)[: len(chunks)]
+                pairs += [pairs_of(chunks, actions), pairs_of(coded, actions)]
+            if (num_training + len(chunks)) // 2000 > num_training // 2000:
+                say(f"{num_training + len(chunks)} training chunks coded")
             num_training += len(chunks)
         if len(held_out) >= sizes.held_out_episodes and num_training >= sizes.training_chunks:
             break
@@ -191,7 +202,7 @@ def _prompt_effect(
     sizes: Sizes,
     say: Say,
 ) -> dict[str, Any]:
-    held_out_pairs = join_pairs(episode_pairs(episode) for episode in held_out)
+    held_out_pairs = join_pairs(pairs for episode in held_out for pairs in episode_pairs(episode))
     result = {
         "unit": "chunks",
         "training_pairs": num_training,

@@ -24,6 +24,7 @@ from magi_world.errors import CheckpointError, ResetOptionError
 from tests.tiny_world import PROMPTS, tiny_card
 
 Tensors = dict[str, Tensor]
+SHAPE = (16, 1, 8, 8)
 
 
 def make_bank() -> Bank:
@@ -36,7 +37,7 @@ def make_bank() -> Bank:
 def test_a_bank_round_trip_is_exact(tmp_path: Path) -> None:
     bank = make_bank()
     write_bank(bank, PROMPTS, tmp_path / "bank.safetensors")
-    again = read_bank(tmp_path / "bank.safetensors", PROMPTS)
+    again = read_bank(tmp_path / "bank.safetensors", PROMPTS, SHAPE)
     assert len(again) == 3 and again.num_openings == 1
     assert again.prompts == bank.prompts
     for index in range(3):
@@ -47,7 +48,7 @@ def test_a_bank_round_trip_is_exact(tmp_path: Path) -> None:
 
 def test_an_empty_bank_round_trip(tmp_path: Path) -> None:
     write_bank(empty_bank(), PROMPTS, tmp_path / "bank.safetensors")
-    again = read_bank(tmp_path / "bank.safetensors", PROMPTS)
+    again = read_bank(tmp_path / "bank.safetensors", PROMPTS, SHAPE)
     assert len(again) == 0 and again.num_openings == 0
 
 
@@ -89,6 +90,10 @@ def nan(t: Tensors) -> None:
     t["latents"][3, 0, 0, 0, 0] = torch.nan
 
 
+def narrow(t: Tensors) -> None:
+    t["latents"] = t["latents"][..., :4].contiguous()
+
+
 def openings(t: Tensors) -> None:
     t["num_openings"] = torch.tensor(4)
 
@@ -105,6 +110,7 @@ def openings(t: Tensors) -> None:
         (empty_clip, "lengths"),
         (nan, "latents holds NaN or infinity"),
         (openings, "num_openings"),
+        (narrow, r"latents \(6, 16, 1, 8, 4\), expected \(16, 1, 8, 8\)"),
     ],
 )
 def test_a_spoilt_bank_is_named(
@@ -116,7 +122,7 @@ def test_a_spoilt_bank_is_named(
     spoil(spoilt)
     write_tensors(spoilt, path, {})
     with pytest.raises(CheckpointError, match=words) as caught:
-        read_bank(path, PROMPTS)
+        read_bank(path, PROMPTS, SHAPE)
     assert str(path) in str(caught.value)
 
 
@@ -151,8 +157,8 @@ def test_an_interrupted_card_leaves_the_old_one(
         (b"{", "is no JSON"),
         (b"", "is no JSON"),
         (b"\xff\xfe", "is no JSON"),
-        (b"[]", "lacks"),
-        (b"3", "lacks"),
+        (b"[]", "is no JSON object"),
+        (b"3", "is no JSON object"),
         (b"{}", r"lacks \['name', 'game', 'prompts'"),
     ],
 )

@@ -22,7 +22,7 @@ class FakeChunk:
 
 
 class FakeGame:
-    """Episodes of `24 + seed % 3` chunks after the reset chunk; even seeds end in death."""
+    """Episodes of `28 + seed % 3` chunks after the reset chunk; even seeds end in death."""
 
     name = "tiny"
     prompts = ["stand still", "strafe left", "strafe right"]
@@ -38,7 +38,7 @@ class FakeGame:
     def step(self, action: int) -> FakeChunk:
         """Play one chunk."""
         self._count += 1
-        over = self._count == 24 + self._seed % 3
+        over = self._count == 28 + self._seed % 3
         dies = over and self._seed % 2 == 0
         return self._chunk(action, 2 if dies else 4, over=over)
 

@@ -1,4 +1,4 @@
-"""Cutting episodes to clips and pairs: whole chunks only, every chunk with its own action."""
+"""Cutting episodes to clips: whole chunks only, every chunk with its own action."""
 
 from dataclasses import dataclass
 
@@ -12,9 +12,6 @@ from magi_world.errors import DatasetError
 from magi_world.evaluation.clips import (
     Episode,
     cut_clips,
-    episode_pairs,
-    grey,
-    join_pairs,
     played,
     whole_chunks,
 )
@@ -76,23 +73,3 @@ def test_clips_are_consecutive_whole_and_distinct(
     assert (again.frames == clips.frames).all()
     part = clips[slice(0, 1)]
     assert len(part) == 1 and part.prefix == prefix
-
-
-def test_grey_is_the_mean_of_the_colours() -> None:
-    frames = np.random.default_rng(0).integers(0, 256, (2, 4, 3, 3, 3), np.uint8)
-    assert (grey(frames) == frames.astype(int).sum(-1) // 3).all()
-
-
-def test_pairs_hold_the_moment_before_and_the_chunk() -> None:
-    pairs = episode_pairs(fake_episode(6, last_valid=1))
-    assert pairs.pictures.shape == (4, 6, 8, 8)
-    assert pairs.pictures[:, :, 0, 0].tolist() == [[k, k, *[k + 1] * 4] for k in range(4)]
-    assert pairs.actions.tolist() == [1, 2, 0, 1]
-    assert pairs.before.tolist() == [0, 1, 2, 0]
-
-
-def test_joining_pairs() -> None:
-    part = episode_pairs(fake_episode(4))
-    assert len(join_pairs([part, part])) == 2 * len(part)
-    with pytest.raises(DatasetError, match="no two consecutive chunks"):
-        join_pairs([])

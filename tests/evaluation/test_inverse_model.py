@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from magi_world.evaluation.clips import Pairs, pairs_of
-from magi_world.evaluation.inverse_model import GRID, motion_features, predict, score, train
+from magi_world.evaluation.inverse_model import predict, score, train
+from magi_world.evaluation.motion import Pairs, pairs_of
 
 NAMES = ["stand still", "strafe left", "strafe right"]
 SHIFTS = (0, -1, 1)
@@ -35,16 +35,6 @@ def test_it_learns_what_moves_the_picture() -> None:
     assert result["after_a_change"]["accuracy"] > 0.95
 
 
-def test_motion_is_measured_in_pixels() -> None:
-    columns = np.arange(64)
-    frames = [127 + 100 * np.sin((columns - 0.5 * t) * 2 * np.pi / 32) for t in range(3)]
-    pictures = np.stack(frames)[None, :, None, :].repeat(64, axis=2).astype(np.uint8)
-    features = motion_features(torch.from_numpy(pictures)).reshape(5, 2, GRID, GRID)
-    inside = features[:, :, :, 1:-1]
-    assert torch.allclose(inside[0], torch.tensor(0.5), atol=0.1)
-    assert torch.allclose(inside[1], torch.tensor(0.0), atol=0.1)
-
-
 def test_training_repeats_and_leaves_global_random_state() -> None:
     pairs = walk(200, 0)
     torch.manual_seed(5)
@@ -61,7 +51,7 @@ def test_training_repeats_and_leaves_global_random_state() -> None:
 def test_score_counts_per_action_and_after_changes() -> None:
     actions = np.array([0, 0, 1, 1, 2], np.int64)
     pairs = Pairs(
-        pictures=np.zeros((5, 6, 8, 8), np.uint8),
+        motion=np.zeros((5, 2), np.float32),
         actions=actions,
         before=np.array([0, 1, 1, 0, 2], np.int64),
     )
@@ -76,7 +66,7 @@ def test_score_counts_per_action_and_after_changes() -> None:
 
 def test_an_action_that_never_occurs_has_no_accuracy() -> None:
     pairs = Pairs(
-        pictures=np.zeros((1, 6, 8, 8), np.uint8),
+        motion=np.zeros((1, 2), np.float32),
         actions=np.array([0], np.int64),
         before=np.array([0], np.int64),
     )

@@ -47,7 +47,7 @@ def test_age_and_end_stand_in_the_right_rows(
     for episode in episodes[:3]:
         last = len(episode.actions)
         assert ahead.terminal[ahead.age == last].any() == episode.terminated
-    assert not ahead.terminal[ahead.age < 24].any()
+    assert not ahead.terminal[ahead.age < 28].any()
     assert said == ["termination: 3 of 3 episodes"]
     assert np.isnan(ahead.damage).all()  # the tiny world has no such signal
     assert measure_damage(ahead) is None
