@@ -20,7 +20,7 @@ BATCH = 128
 
 
 class InverseModel(nn.Module):
-    """Two hidden layers on the motion of pairs, float32 `[n, D]`; gives logits `[n, num_actions]`."""
+    """Two hidden layers: motion of pairs float32 `[n, D]` to logits `[n, num_actions]`."""
 
     def __init__(self, num_features: int, num_actions: int) -> None:
         super().__init__()

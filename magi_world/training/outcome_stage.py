@@ -6,7 +6,8 @@ take part too. Chunks near an episode's end are drawn more often than they occur
 so that probabilities stay calibrated.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 
 import numpy as np
 import torch
@@ -204,16 +205,21 @@ class OutcomeStage:
     name = "outcome"
 
     def __init__(
-        self, head: OutcomeHead, examples: dict[str, Tensor], settings: OutcomeSettings
+        self,
+        head: OutcomeHead,
+        examples: Callable[[], dict[str, Tensor]],
+        settings: OutcomeSettings,
     ) -> None:
+        """Set up; ``examples`` is called once, when the first loss is asked for."""
         self.module = head
-        self.examples = examples
+        self.examples = cache(examples)
         self.batch_size = settings.batch_size
 
     def loss(self, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """Weighted cross-entropy of termination and squared errors of reward and signals."""
-        picks = torch.randint(len(self.examples["reward"]), (self.batch_size,), generator=generator)
-        batch = {name: tensor[picks] for name, tensor in self.examples.items()}
+        examples = self.examples()
+        picks = torch.randint(len(examples["reward"]), (self.batch_size,), generator=generator)
+        batch = {name: tensor[picks] for name, tensor in examples.items()}
         outcome = self.module(batch["hidden"].float())
         weight = batch["weight"] / batch["weight"].mean()
         termination = F.binary_cross_entropy_with_logits(

@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -81,9 +82,9 @@ def train_world(
         world.to()  # captions of untrained weights are forgotten
     if last >= STAGES.index("outcome"):
         assert world.outcome is not None
-        examples = generate_examples(
-            world, store, length=recipe.dit.sequence, chunks=recipe.outcome.chunks,
-            held_out=False, seed=recipe.outcome.seed, console=console,
+        examples = partial(
+            generate_examples, world, store, length=recipe.dit.sequence,
+            chunks=recipe.outcome.chunks, held_out=False, seed=recipe.outcome.seed, console=console,
         )  # fmt: skip
         train(OutcomeStage(world.outcome, examples, recipe.outcome), recipe.outcome)
     world.bank = make_bank(world, store)

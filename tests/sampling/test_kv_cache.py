@@ -61,9 +61,7 @@ def test_the_ring_remembers_the_last_chunks(places: int, plan: list[tuple[str, o
             slots = sorted(where, reverse=True)  # rows follow the order of the call
             marks = list(range(mark + 1, mark + 1 + len(slots)))
             mark += len(slots)
-            expected = [
-                sorted([*history[slot], m]) for slot, m in zip(slots, marks, strict=True)
-            ]
+            expected = [sorted([*history[slot], m]) for slot, m in zip(slots, marks, strict=True)]
             assert write(cache, slots, marks) == expected
             if name == "finish":
                 cache.advance(slots)

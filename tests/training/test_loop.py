@@ -279,7 +279,7 @@ def test_what_is_not_finite_ends_the_run(tmp_path: Path, value: str) -> None:
     stage.change, whole.change = spoil(value), stop_at(3)
     with pytest.raises(KeyboardInterrupt):
         trainer(whole, tmp_path / "whole").run()
-    words = f"line: the (loss|gradient) is .* step 3.*{tmp_path.name}"
+    words = f"line: the (loss|norm of the gradient) is .* step 3.*{tmp_path.name}"
     with pytest.raises(CheckpointError, match=words):
         trainer(stage, tmp_path / "spoilt").run()
     one, other = (

@@ -104,7 +104,7 @@ def test_an_unknown_name_lists_what_ships(name: str) -> None:
         (swap("kl_weight", "kl_wait"), r"\[vae\]: unknown \['kl_wait'\]"),
         (swap("^num_layers", "num_layer"), r"\[config\]: DiTConfig: unknown keys"),
         (swap("^kv_range = .*", "kv_range = 0"), r"\[config\]: kv_range 0"),
-        (swap('^name = .*', ""), r"\[card\].*name"),
+        (swap("^name = .*", ""), r"\[card\].*name"),
         (swap("^horizon =", "horizons ="), r"\[card\].*horizon"),
         (lambda text: "vae = 3\n" + text.replace("\n[vae]", "\n[outcome.vae]"), "vae"),
     ],

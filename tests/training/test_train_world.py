@@ -297,9 +297,7 @@ def test_an_interrupted_run_resumes_to_the_same_world(
     assert same_world(trained, tmp_path)
 
 
-def test_a_vae_that_learns_on_makes_new_latents(
-    recipe: Recipe, data: Path, tmp_path: Path
-) -> None:
+def test_a_vae_that_learns_on_makes_new_latents(recipe: Recipe, data: Path, tmp_path: Path) -> None:
     train(recipe, data, tmp_path, stages=["vae"])
     store = open_store(tmp_path / "store")
     before = store.latents()
@@ -311,9 +309,7 @@ def test_a_vae_that_learns_on_makes_new_latents(
     assert np.abs(encoded - latents).max() < 0.05 * np.abs(latents).max()
 
 
-def test_a_store_of_other_data_is_refused(
-    recipe: Recipe, data: Path, tmp_path: Path
-) -> None:
+def test_a_store_of_other_data_is_refused(recipe: Recipe, data: Path, tmp_path: Path) -> None:
     train(recipe, data, tmp_path / "run", stages=["vae"])
     other = record(tmp_path / "other", range(20))
     with pytest.raises(RecipeError, match="other data"):
