@@ -1,7 +1,7 @@
 """Does the prompt do in the dream what the action does in the game? An inverse model judges.
 
-It is trained on real clips, as they are and as the world's VAE shows them: dreams come out of that
-VAE, and a judge that never saw its pictures would judge them by their blur.
+It is trained on real clips, as they are, as the world's VAE shows them, and those blurred: dreams
+come out of that VAE softened, and a judge that never saw such pictures would judge their softness.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -30,8 +30,8 @@ Say = Callable[[str], None]
 def dreamed_pairs(dreamed: Frames, actions: Integers) -> Pairs:
     """Pairs of dreams that begin with the last chunk before them.
 
-    `dreamed` is uint8 `[n, 1 + horizon, F, H, W, 3]`, `actions` int64 `[n, 1 + horizon]`. They come
-    clip by clip, chunk by chunk.
+    `dreamed` is uint8 `[n, 1 + horizon, F, H, W, 3]`, `actions` int64 `[n, 1 + horizon]` or more,
+    with those of earlier chunks in front. Pairs come clip by clip, chunk by chunk.
     """
     return join_pairs(pairs_of(f, a) for f, a in zip(dreamed, actions, strict=True))
 
@@ -45,7 +45,7 @@ def measure_real_actions(
     second pays for the VAE, the third for the dream as well.
     """
     names = prompts_of(world)
-    actions = clips.actions[:, clips.prefix - 1 :]
+    actions = clips.actions
     real = clips.frames[:, clips.prefix - 1 :]
     coded = decode_chunks(world, encode_chunks(world, real.reshape(-1, *real.shape[2:])))
     sets = {
@@ -57,9 +57,10 @@ def measure_real_actions(
     return {name: score(pairs, predict(model, pairs), names) for name, pairs in sets.items()}
 
 
-def draw_actions(count: int, horizon: int, num_actions: int, seed: int) -> Integers:
-    """Uniform actions int64 `[count, horizon]`, each chunk drawn anew."""
-    return np.random.default_rng(seed).integers(num_actions, size=(count, horizon))
+def draw_actions(count: int, horizon: int, num_actions: int, *, hold: int, seed: int) -> Integers:
+    """Uniform actions int64 `[count, horizon]`, drawn anew every `hold` chunks."""
+    drawn = np.random.default_rng(seed).integers(num_actions, size=(count, -(-horizon // hold)))
+    return drawn.repeat(hold, axis=1)[:, :horizon]
 
 
 def measure_drawn_actions(
@@ -69,9 +70,10 @@ def measure_drawn_actions(
     settings: DreamSettings,
     *,
     horizon: int,
+    hold: int,
     say: Say = lambda text: None,
 ) -> dict[str, Any]:
-    """Accuracy when every chunk's action is drawn at random, said in three ways.
+    """Accuracy when actions are drawn at random, each held for `hold` chunks, in three wordings.
 
     The card's prompts, paraphrases that the text encoder was trained on, and paraphrases it never
     saw: same clips, actions and noise each time, so that only the words differ. Drawn actions owe
@@ -79,14 +81,14 @@ def measure_drawn_actions(
     chance.
     """
     names = prompts_of(world)
-    actions = draw_actions(len(clips), horizon, len(names), settings.seed)
+    actions = draw_actions(len(clips), horizon, len(names), hold=hold, seed=settings.seed)
     wordings: dict[str, Mapping[str, Sequence[str]]] = {
         "prompts": {name: [name] for name in names},
         "paraphrases_seen": world.card.get("paraphrases", {}),
         "paraphrases_unseen": world.card.get("held_out_paraphrases", {}),
     }
     result: dict[str, Any] = {"chance": 1 / len(names)}
-    before = clips.actions[:, clips.prefix - 1 : clips.prefix]
+    before = clips.actions[:, : clips.prefix]
     for kind, phrases in wordings.items():
         if not all(phrases.get(name) for name in names):
             say(f"prompt effect: the card has no {kind} for every prompt, skipped")

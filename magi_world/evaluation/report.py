@@ -29,7 +29,7 @@ from magi_world.evaluation.dreaming import (
 from magi_world.evaluation.inverse_model import InverseModel, train
 from magi_world.evaluation.lengths import Lengths, Play, choose_sweep, measure_lengths
 from magi_world.evaluation.metrics import Frames
-from magi_world.evaluation.motion import Pairs, episode_pairs, join_pairs, pairs_of
+from magi_world.evaluation.motion import Pairs, blur, episode_pairs, join_pairs, pairs_of
 from magi_world.evaluation.one_step_ahead import (
     measure_damage,
     measure_termination,
@@ -63,7 +63,9 @@ class Sizes:
     drawn_clips: int = 128
     """clips driven by drawn actions, once for each wording"""
     drawn_horizon: int = 8
-    inverse_epochs: int = 20
+    drawn_hold: int = 4
+    """chunks for which a drawn action is held"""
+    inverse_epochs: int = 15
     strips: int = 6
     sweep_episodes: int = 100
 
@@ -159,13 +161,14 @@ def read(
 ) -> tuple[list[Episode], PatchPCA, Pairs]:
     """Go through the episodes once: keep the held-out ones, fit the PCA, cut pairs from the rest.
 
-    Pairs come twice, from the real pictures and from the same ones through the world's VAE. Of the
-    training episodes only they stay in memory.
+    Pairs come in three views: the real pictures, the same through the world's VAE, and those
+    blurred. Of the training episodes only they stay in memory.
     """
     held_out: list[Episode] = []
     pairs: list[Pairs] = []
     pca = PatchPCA(patch_shape(world))
     num_training = 0
+    rng = np.random.default_rng(0)
     for episode in episodes:
         if is_held_out(episode.seed):
             if len(held_out) < sizes.held_out_episodes:
@@ -177,7 +180,7 @@ def read(
             if len(chunks) > 1:
                 coded = decode_chunks(world, encode_chunks(world, chunks))
                 actions = played(episode)[: len(chunks)]
-                pairs += [pairs_of(chunks, actions), pairs_of(coded, actions)]
+                pairs += [pairs_of(view, actions) for view in (chunks, coded, blur(coded, rng))]
             if (num_training + len(chunks)) // 2000 > num_training // 2000:
                 say(f"{num_training + len(chunks)} training chunks coded")
             num_training += len(chunks)
@@ -214,6 +217,7 @@ def _prompt_effect(
         clips[: sizes.drawn_clips],
         settings,
         horizon=sizes.drawn_horizon,
+        hold=sizes.drawn_hold,
         say=say,
     )
     return {**result, "drawn_actions": drawn}

@@ -26,7 +26,7 @@ from magi_world.world import World, load
 
 STAGES = ("vae", "dit", "outcome")
 _ENCODE_BATCH = 64
-_CLIPS = 160  # longer clips in the bank
+_CLIPS = 600  # longer clips in the bank: agents that start anywhere see as many situations
 
 
 def train_world(
@@ -167,7 +167,7 @@ def make_bank(world: World, store: Store) -> Bank:
         row = int(store.offsets[episode])
         openings.setdefault(store.frames[row].tobytes(), row)
     rows = [(row, row + 1) for row in openings.values()]
-    length = world.config.sampling.kv_range
+    length = max(1, world.config.sampling.kv_range - 1)  # what the next chunk can see
     episodes = [
         (int(store.offsets[e]), int(store.offsets[e + 1]) - 1) for e in store.episodes(False)
     ]  # the last chunk may hold repeated pictures

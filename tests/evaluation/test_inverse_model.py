@@ -32,7 +32,7 @@ def test_it_learns_what_moves_the_picture() -> None:
     result = score(held_out, predict(model, held_out), NAMES)
     assert result["n"] == 199
     assert result["accuracy"] > 0.95
-    assert result["after_a_change"]["accuracy"] > 0.95
+    assert result["by_chunks_held"]["1"]["accuracy"] > 0.95
 
 
 def test_training_repeats_and_leaves_global_random_state() -> None:
@@ -48,17 +48,22 @@ def test_training_repeats_and_leaves_global_random_state() -> None:
     assert said == [f"inverse model: epoch 1/1, loss {said[0].split()[-1]}"]
 
 
-def test_score_counts_per_action_and_after_changes() -> None:
+def test_score_counts_per_action_and_by_how_long_it_was_held() -> None:
     actions = np.array([0, 0, 1, 1, 2], np.int64)
     pairs = Pairs(
-        motion=np.zeros((5, 2), np.float32),
+        motion=np.zeros((5, 2), np.float16),
         actions=actions,
-        before=np.array([0, 1, 1, 0, 2], np.int64),
+        held=np.array([2, 1, 5, 1, 4], np.int64),
     )
     result = score(pairs, np.array([0, 1, 1, 1, 0], np.int64), NAMES)
     assert result["accuracy"] == pytest.approx(3 / 5)
     assert result["balanced"] == pytest.approx((0.5 + 1 + 0) / 3)
-    assert result["after_a_change"] == {"accuracy": 0.5, "n": 2}
+    assert result["by_chunks_held"] == {
+        "1": {"accuracy": 0.5, "n": 2},
+        "2": {"accuracy": 1.0, "n": 1},
+        "3": {"accuracy": None, "n": 0},
+        "4+": {"accuracy": 0.5, "n": 2},
+    }
     assert result["per_action"]["stand still"] == {"accuracy": 0.5, "n": 2}
     assert result["per_action"]["strafe left"] == {"accuracy": 1.0, "n": 2}
     assert result["confusion"] == [[1, 1, 0], [0, 2, 0], [1, 0, 0]]
@@ -66,11 +71,11 @@ def test_score_counts_per_action_and_after_changes() -> None:
 
 def test_an_action_that_never_occurs_has_no_accuracy() -> None:
     pairs = Pairs(
-        motion=np.zeros((1, 2), np.float32),
+        motion=np.zeros((1, 2), np.float16),
         actions=np.array([0], np.int64),
-        before=np.array([0], np.int64),
+        held=np.array([1], np.int64),
     )
     result = score(pairs, np.array([0], np.int64), NAMES)
     assert result["per_action"]["strafe left"] == {"accuracy": None, "n": 0}
-    assert result["after_a_change"] == {"accuracy": None, "n": 0}
+    assert result["by_chunks_held"]["4+"] == {"accuracy": None, "n": 0}
     assert result["balanced"] == 1.0

@@ -175,7 +175,8 @@ def test_chunks_are_drawn_once_and_whole(episodes: list[EpisodeData]) -> None:
 
 
 def test_phrases_of_an_action_come_equally_often() -> None:
-    actions = draw_actions(20, 10, 2, seed=0)
+    actions = draw_actions(20, 10, 2, hold=4, seed=0)
+    assert actions.shape == (20, 10) and (actions[:, :4] == actions[:, :1]).all()
     chosen = choose_phrases(actions, [["a", "b", "c"], ["d"]], seed=0)
     assert len(chosen) == actions.size
     for (clip, chunk), phrase in chosen.items():

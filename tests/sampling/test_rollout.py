@@ -233,7 +233,7 @@ def test_before_the_first_reset(tiny_world: World) -> None:
     ],
 )
 def test_a_wrong_prompt_changes_nothing(tiny_world: World, prompts: Any, words: str) -> None:
-    rollout, twin = ready(tiny_world), ready(tiny_world)
+    rollout, twin = ready(tiny_world, 2, 1), ready(tiny_world, 2, 1)
     with pytest.raises(PromptError, match=words):
         rollout.step(prompts)
     assert unchanged(rollout, twin)
@@ -268,7 +268,7 @@ def break_at(tiny_world: World) -> Iterator[Callable[[int, BaseException], None]
 def test_a_step_that_breaks_changes_nothing(
     tiny_world: World, break_at: Any, call: int, error: BaseException
 ) -> None:
-    rollout, twin = ready(tiny_world), ready(tiny_world)
+    rollout, twin = ready(tiny_world, 2, 1), ready(tiny_world, 2, 1)
     break_at(call, error)
     with pytest.raises(type(error)):
         rollout.step([LEFT] * 2)
@@ -279,7 +279,7 @@ def test_a_step_that_breaks_changes_nothing(
 def test_an_observe_that_breaks_changes_nothing(
     tiny_world: World, break_at: Any, call: int
 ) -> None:
-    rollout, twin = ready(tiny_world), ready(tiny_world)
+    rollout, twin = ready(tiny_world, 2, 1), ready(tiny_world, 2, 1)
     break_at(call, Broken())
     with pytest.raises(Broken):
         rollout.observe(torch.zeros(2, *SHAPE), [LEFT] * 2, slots=[1, 0])
@@ -326,7 +326,7 @@ def test_an_observe_that_breaks_changes_nothing(
 def test_a_wrong_reset_changes_nothing(
     tiny_world: World, options: dict[str, Any], error: type[Exception], words: str
 ) -> None:
-    rollout, twin = ready(tiny_world), ready(tiny_world)
+    rollout, twin = ready(tiny_world, 2, 1), ready(tiny_world, 2, 1)
     with pytest.raises(error, match=words):
         rollout.reset(**{"seeds": [5, 6], **options} if "slots" not in options else options)
     assert unchanged(rollout, twin)
@@ -368,7 +368,7 @@ def test_wrong_settings_of_a_rollout(
 
 @pytest.mark.parametrize("shape", [(2, 16, 1, 8, 4), (1, 16, 1, 8, 8), (2, 16, 2, 8, 8)])
 def test_observed_latents_of_another_shape(tiny_world: World, shape: tuple[int, ...]) -> None:
-    rollout, twin = ready(tiny_world), ready(tiny_world)
+    rollout, twin = ready(tiny_world, 2, 1), ready(tiny_world, 2, 1)
     with pytest.raises(ConfigError, match="latents .*expected"):
         rollout.observe(torch.zeros(shape), [LEFT] * 2)
     with pytest.raises(PromptError, match="2 prompts are needed"):
