@@ -11,10 +11,22 @@ from typing import Any, Self
 
 from magi_world.errors import ConfigError
 
+_TRANSFORMS = ("identity", "piecewise", "square")  # those of time_grid
+
 
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise ConfigError(message)
+
+
+def _require_counts(section: object, *names: str) -> None:
+    """Refuse fields that are not whole numbers from 1 on."""
+    for name in names:
+        value = getattr(section, name)
+        _require(
+            isinstance(value, int) and not isinstance(value, bool) and value >= 1,
+            f"{name} {value!r}: a whole number, 1 or more, is needed",
+        )
 
 
 class _Section:
@@ -27,6 +39,7 @@ class _Section:
         Raises:
             ConfigError: an unknown key, or a value that cannot work.
         """
+        _require(isinstance(values, Mapping), f"{cls.__name__}: {values!r} is no table of keys")
         known = {f.name for f in fields(cls)}  # type: ignore[arg-type]
         unknown = sorted(set(values) - known)
         _require(not unknown, f"{cls.__name__}: unknown keys {unknown}; known are {sorted(known)}")
@@ -75,6 +88,11 @@ class DiTConfig(_Section):
     model_name: str = "videodit_ardf"
 
     def __post_init__(self) -> None:
+        _require_counts(
+            self, "num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads",
+            "num_query_groups", "kv_channels", "caption_channels", "caption_max_length",
+            "in_channels", "out_channels", "patch_size",
+        )  # fmt: skip
         heads, groups = self.num_attention_heads, self.num_query_groups
         _require(heads % groups == 0, f"{heads} heads are not a multiple of {groups} query groups")
         _require(
@@ -128,6 +146,10 @@ class VAEConfig(_Section):
     use_final_proj: bool = False
 
     def __post_init__(self) -> None:
+        _require_counts(
+            self, "video_size", "video_length", "patch_size", "patch_length", "embed_dim", "depth",
+            "num_heads", "z_chans", "in_chans",
+        )  # fmt: skip
         _require(
             self.embed_dim % self.num_heads == 0,
             f"embed_dim {self.embed_dim} is not a multiple of num_heads {self.num_heads}",
@@ -173,6 +195,7 @@ class TextConfig(_Section):
     """longest prompt in UTF-8 bytes; a longer one is refused, never cut"""
 
     def __post_init__(self) -> None:
+        _require_counts(self, "d_model", "d_ff", "num_layers", "num_heads", "d_kv", "max_bytes")
         _require(self.d_kv % 2 == 0, f"d_kv {self.d_kv} must be even: it is rotated in two halves")
 
 
@@ -202,9 +225,15 @@ class SamplingConfig(_Section):
     """MAGI-1 checkpoints run clean passes and prefixes with the null caption"""
 
     def __post_init__(self) -> None:
-        _require(self.chunk_width >= 1, f"chunk_width {self.chunk_width} is below 1")
-        _require(self.kv_range >= 1, f"kv_range {self.kv_range} is below 1")
-        _require(self.num_steps >= 1, f"num_steps {self.num_steps} is below 1")
+        _require_counts(self, "chunk_width", "kv_range", "num_steps", "null_prompt_tokens")
+        _require(
+            math.isfinite(self.shift) and self.shift > 0,
+            f"shift {self.shift} is not a positive number",
+        )
+        _require(
+            self.transform in _TRANSFORMS,
+            f"transform {self.transform!r} is not one of {_TRANSFORMS}",
+        )
         _require(0.0 < self.clean_t <= 1.0, f"clean_t {self.clean_t} is outside (0, 1]")
         _require(
             math.isfinite(self.scale_factor) and self.scale_factor > 0,
@@ -221,6 +250,19 @@ class OutcomeConfig(_Section):
     """learned queries that pool the tokens of a chunk"""
     signals: tuple[str, ...] = ()
     """extra quantities predicted per chunk, in this order"""
+
+    def __post_init__(self) -> None:
+        _require_counts(self, "hidden_size", "num_queries")
+        _require(
+            self.hidden_size % self.num_heads == 0,
+            f"hidden_size {self.hidden_size} is not a multiple of its {self.num_heads} heads "
+            "(one for every 32 channels)",
+        )
+
+    @property
+    def num_heads(self) -> int:
+        """Attention heads, of 32 channels or a little more."""
+        return max(1, self.hidden_size // 32)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,6 +283,9 @@ class WorldConfig:
     version: int = field(default=1)
 
     def __post_init__(self) -> None:
+        for part, kind in (("dit", DiTConfig), ("vae", VAEConfig), ("sampling", SamplingConfig)):
+            _require(isinstance(getattr(self, part), kind), f"the section {part!r} is missing")
+        _require_counts(self, "height", "width", "fps")
         cell = self.vae.patch_size * self.dit.patch_size
         _require(
             self.height % cell == 0 and self.width % cell == 0,
@@ -250,7 +295,18 @@ class WorldConfig:
             self.vae.z_chans == self.dit.latent_channels,
             f"the VAE has {self.vae.z_chans} channels, the DiT {self.dit.latent_channels}",
         )
+        rows = self.dit.caption_max_length
+        _require(
+            self.sampling.null_prompt_tokens <= rows,
+            f"null_prompt_tokens {self.sampling.null_prompt_tokens} is above the "
+            f"caption_max_length {rows} of the DiT",
+        )
         if self.text is not None:
+            _require(
+                self.text.max_bytes < rows,
+                f"prompts of {self.text.max_bytes} bytes and an end token do not fit the "
+                f"caption_max_length {rows} of the DiT",
+            )
             _require(
                 self.text.d_model == self.dit.caption_channels,
                 f"the text encoder is {self.text.d_model} wide, the DiT expects "
@@ -289,6 +345,7 @@ class WorldConfig:
             "dit": DiTConfig, "vae": VAEConfig, "sampling": SamplingConfig,
             "text": TextConfig, "outcome": OutcomeConfig,
         }  # fmt: skip
+        _require(isinstance(values, Mapping), f"config {values!r} is no table of sections")
         known = {f.name for f in fields(cls)}
         unknown = sorted(set(values) - known)
         _require(not unknown, f"WorldConfig: unknown keys {unknown}; known are {sorted(known)}")

@@ -88,10 +88,16 @@ class World:
             dtype: "float32" or "bfloat16" (the published mixed-precision recipe); None leaves it.
 
         Raises:
-            ConfigError: another dtype.
+            ConfigError: another dtype, or a device that is not there.
         """
         if dtype is not None and dtype not in _DTYPES:
             raise ConfigError(f"dtype {dtype!r} is not one of {sorted(_DTYPES)}")
+        if device is not None:
+            try:
+                torch.empty(0, device=device)
+            except (RuntimeError, AssertionError) as error:  # torch built without it: an assertion
+                reason = str(error).splitlines()[0]
+                raise ConfigError(f"device {str(device)!r} cannot be used: {reason}") from None
         for module in self.modules().values():
             if device is not None:
                 module.to(device)
@@ -105,31 +111,32 @@ class World:
 
     # ---------------------------------------------------------------- pictures
 
-    @torch.inference_mode()
     def encode(self, frames: Tensor | NDArray[np.uint8]) -> Tensor:
         """Frames uint8 `[n, T, H, W, 3]` to scaled latents float32 `[n, C, T/4, h, w]`.
 
         Raises:
             ConfigError: another dtype or shape.
         """
-        if isinstance(frames, np.ndarray) and not frames.flags.writeable:
-            frames = frames.copy()  # torch warns of arrays that it may not write to
+        if isinstance(frames, np.ndarray):
+            frames = frames.copy()  # torch takes neither read-only arrays nor backward strides
         frames_NTHWC = torch.as_tensor(frames)
         expected = (self.config.height, self.config.width, 3)
         if frames_NTHWC.ndim != 5 or tuple(frames_NTHWC.shape[2:]) != expected:
             raise ConfigError(f"frames {tuple(frames_NTHWC.shape)}: expected [n, T, *{expected}]")
         if frames_NTHWC.dtype != torch.uint8:
             raise ConfigError(f"frames are {frames_NTHWC.dtype}, expected uint8")
-        pixels = frames_NTHWC.to(self.device).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
-        return self.vae.encode(pixels) * self.config.sampling.scale_factor
+        with torch.inference_mode():
+            pixels = frames_NTHWC.to(self.device).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
+            latents = self.vae.encode(pixels) * self.config.sampling.scale_factor
+        return latents.clone()  # agents may train on it, unlike on tensors of inference mode
 
-    @torch.inference_mode()
     def decode(self, latents: Tensor) -> Tensor:
         """Scaled latents `[n, C, T', h, w]` to frames uint8 `[n, 4T', H, W, 3]`."""
-        z = latents.to(self.device).float() / self.config.sampling.scale_factor
-        pixels = self.vae.decode(z, single_frame=False)
-        frames = (pixels * 127.5 + 127.5).clamp(0, 255).to(torch.uint8)
-        return frames.permute(0, 2, 3, 4, 1).contiguous()
+        with torch.inference_mode():
+            z = latents.to(self.device).float() / self.config.sampling.scale_factor
+            pixels = self.vae.decode(z, single_frame=False)
+            frames = (pixels * 127.5 + 127.5).clamp(0, 255).to(torch.uint8)
+        return frames.permute(0, 2, 3, 4, 1).clone(memory_format=torch.contiguous_format)
 
     def history(
         self, *, image: Any = None, video: Any = None, prompts: Sequence[str | None] | None = None
@@ -148,7 +155,10 @@ class World:
             ResetOptionError: not such pictures, or not one prompt a chunk.
         """
         what = "image" if video is None else "video"
-        frames = np.asarray(image if video is None else video)
+        try:
+            frames = np.asarray(image if video is None else video)
+        except (ValueError, TypeError) as error:  # ragged lists, tensors on another device
+            raise ResetOptionError(f"{what} is no array of pixels: {error}") from None
         size = (self.config.height, self.config.width, 3)
         F = self.config.chunk_frames
         if frames.dtype != np.uint8 or frames.shape[-3:] != size or frames.ndim not in (3, 4):
@@ -272,8 +282,8 @@ def load(
             f"a path must be a folder with {CARD}"
         )
     card = read_card(folder)
-    bank = read_bank(folder / "bank.safetensors", card["prompts"])
-    world = World(card, bank=bank, folder=folder)
+    world = World(card, folder=folder)
+    world.bank = read_bank(folder / "bank.safetensors", card["prompts"], world.config.latent_shape)
     for part, module in world.modules().items():
         load_module(module, folder / f"{part}.safetensors")
     return world.to(device, dtype)

@@ -31,7 +31,7 @@ def test_a_round_trip(tiny_world_path: Path, tmp_path: Path) -> None:
     first = load(tiny_world_path)
     first.save(tmp_path / "copy")
     second = load(str(tmp_path / "copy"))
-    assert second.name == "tiny" and second.card == first.card == tiny_card()
+    assert second.name == first.name and second.card == first.card == tiny_card()
     assert second.config == first.config and second.folder == tmp_path / "copy"
     for name, module in first.modules().items():
         other = second.modules()[name].state_dict()

@@ -64,8 +64,10 @@ def attention(
             f"the mask reaches to query {num_queries} and key {num_keys}, but there are "
             f"{q.shape[0]} queries and {k.shape[0]} keys"
         )
-    if sink is not None and sink.shape[-1] != q.shape[1]:
-        raise ValueError(f"sink {tuple(sink.shape)} must end with the {q.shape[1]} query heads")
+    if sink is not None and (sink.ndim not in (1, 2) or sink.shape[-1] != q.shape[1]):
+        raise ValueError(
+            f"sink {tuple(sink.shape)}: expected [S, H] or [H] with {q.shape[1]} query heads"
+        )
     needs_reference = bool(softcap) or sink is not None
     if backend == "sdpa" and needs_reference:
         raise ValueError("backend 'sdpa' takes neither softcap nor sink; use 'reference' or 'auto'")

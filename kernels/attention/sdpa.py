@@ -60,6 +60,7 @@ def _segment_mask(segment: Segment, keys: NDArray[np.int64]) -> NDArray[np.bool_
     return seen
 
 
+@torch.inference_mode(False)  # kept with the mask, which training may use next
 def _plan(slices: AttnSlices, device: torch.device) -> list[_Group]:
     """Group the segments of a mask by shape."""
     collected: dict[tuple[int, int, bool], list[tuple[Segment, NDArray[np.int64]]]] = {}
@@ -128,6 +129,10 @@ def attention_sdpa(
     The gradient reaches q, k and v through the output; ``lse`` carries none.
     """
     T, H, D = q_THD.shape
+    # called directly, the CPU kernel reads channels as neighbours whatever their stride is
+    q_THD, k_TGD, v_TGD = (
+        x if x.stride(-1) == 1 else x.contiguous() for x in (q_THD, k_TGD, v_TGD)
+    )
     key = f"sdpa {q_THD.device}"
     plans: dict[str, Any] = slices.plans
     if key not in plans:
@@ -153,9 +158,9 @@ def attention_sdpa(
         return parts_out[0], parts_lse[0]
     rows = "sdpa rows " + str(q_THD.device)
     if rows not in plans:
-        plans[rows] = torch.cat(
-            [g.q_rows for g in groups] or [torch.empty(0, dtype=torch.int64, device=q_THD.device)]
-        )
+        with torch.inference_mode(False):
+            none = torch.empty(0, dtype=torch.int64, device=q_THD.device)
+            plans[rows] = torch.cat([none, *(group.q_rows for group in groups)])
     order: Tensor = plans[rows]
     out_THD = q_THD.new_zeros(T, H, D)
     lse_TH = torch.full((T, H), -math.inf, dtype=lse_dtype, device=q_THD.device)

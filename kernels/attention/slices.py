@@ -52,6 +52,8 @@ class AttnSlices:
         Raises:
             SliceError: a slice of wrong form, a cell covered twice, or keys across two blocks.
         """
+        if key_block is not None and key_block < 1:
+            raise SliceError(f"key_block {key_block} is below 1")
         rows: list[Slice] = []
         for given in slices:
             row = tuple(int(value) for value in given)
@@ -86,10 +88,11 @@ class AttnSlices:
         return result
 
     def extent(self) -> tuple[int, int]:
-        """Smallest numbers of query and key rows that hold the mask."""
+        """Smallest numbers of query and key rows that hold the mask, whole key blocks included."""
         q = max((row[1] for row in self.rows), default=0)
         k = max((row[3] for row in self.rows), default=0)
-        return q, k
+        block = self.key_block or 1
+        return q, -(-k // block) * block
 
 
 @dataclass(frozen=True, eq=False)

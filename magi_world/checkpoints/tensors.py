@@ -19,12 +19,18 @@ def read_tensors(path: Path | str) -> dict[str, Tensor]:
     Raises:
         CheckpointError: the file is absent, truncated or no safetensors file.
     """
+    return read_tensors_and_metadata(path)[0]
+
+
+def read_tensors_and_metadata(path: Path | str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read all tensors of a file and the texts of its header; see :func:`read_tensors`."""
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"there is no weight file {path}")
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return tensors, file.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} cannot be read as safetensors: {error}") from None
 

@@ -62,11 +62,16 @@ def write_bank(bank: Bank, prompts: list[str], path: Path) -> None:
     write_tensors(tensors, path, {"part": "bank"})
 
 
-def read_bank(path: Path, prompts: list[str]) -> Bank:
+def read_bank(path: Path, prompts: list[str], latent_shape: tuple[int, ...]) -> Bank:
     """Read a bank.
 
+    Args:
+        path: the file.
+        prompts: the card's.
+        latent_shape: `C, P, h, w` of one chunk.
+
     Raises:
-        CheckpointError: the file does not fit the card.
+        CheckpointError: the file does not fit the card, or holds a NaN.
     """
     tensors = read_tensors(path)
     if set(tensors) == {"num_openings"}:
@@ -74,8 +79,18 @@ def read_bank(path: Path, prompts: list[str]) -> Bank:
     names = {"latents", "actions", "lengths", "num_openings"}
     if set(tensors) != names:
         raise CheckpointError(f"{path} holds {sorted(tensors)}, expected {sorted(names)}")
+    stored = tuple(tensors["latents"].shape)
+    if stored[1:] != latent_shape:
+        raise CheckpointError(f"{path}: latents {stored}, expected {latent_shape} each")
+    if not tensors["latents"].isfinite().all():
+        raise CheckpointError(f"{path}: latents holds NaN or infinity")
     lengths = tensors["lengths"].tolist()
     actions = tensors["actions"].tolist()
+    if any(length < 1 for length in lengths):
+        raise CheckpointError(f"{path}: lengths of clips must be 1 or more, they are {lengths}")
+    num_openings = int(tensors["num_openings"])
+    if not 0 <= num_openings <= len(lengths):
+        raise CheckpointError(f"{path}: num_openings is {num_openings} of {len(lengths)} clips")
     if sum(lengths) != len(actions) or len(actions) != tensors["latents"].shape[0]:
         raise CheckpointError(f"{path}: lengths, actions and latents do not belong together")
     if not all(0 <= action < len(prompts) for action in actions):
@@ -86,32 +101,51 @@ def read_bank(path: Path, prompts: list[str]) -> Bank:
         tuple(prompts[a] for a in actions[start : start + n])
         for start, n in zip(starts, lengths, strict=True)
     )
-    return Bank(latents, texts, int(tensors["num_openings"]))
+    return Bank(latents, texts, num_openings)
 
 
 def read_card(folder: Path) -> dict[str, Any]:
     """Read and check the card of a world.
 
     Raises:
-        CheckpointError: no card, no JSON, or a required key is missing.
+        CheckpointError: no card, no JSON, or as :func:`check_card`.
     """
     path = folder / CARD
     try:
-        card = json.loads(path.read_text())
+        card = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"{folder} is no world: it has no {CARD}") from None
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path} is no JSON: {error}") from None
+    return check_card(card, str(path))
+
+
+def check_card(card: Any, source: str) -> dict[str, Any]:
+    """Return a card if its keys outside `config` can be used; ``source`` names it in errors.
+
+    Raises:
+        CheckpointError: a required key is missing or has a value of another kind.
+    """
+    if not isinstance(card, dict):
+        raise CheckpointError(f"{source} is no JSON object of keys")
     missing = [key for key in _REQUIRED if key not in card]
     if missing:
-        raise CheckpointError(f"{path} lacks {missing}")
-    result: dict[str, Any] = card
-    return result
+        raise CheckpointError(f"{source} lacks {missing}")
+    prompts, horizon, rewards = card["prompts"], card["horizon"], card["reward_range"]
+    if not (isinstance(prompts, list) and prompts and all(isinstance(p, str) for p in prompts)):
+        raise CheckpointError(f"{source}: prompts {prompts!r} is no list of texts")
+    if horizon is not None and (type(horizon) is not int or horizon < 1):
+        raise CheckpointError(f"{source}: horizon {horizon!r} is no number of chunks")
+    numbers = isinstance(rewards, list) and all(type(r) in (int, float) for r in rewards)
+    if not numbers or len(rewards) != 2 or not rewards[0] <= rewards[1]:
+        raise CheckpointError(f"{source}: reward_range {rewards!r} is no [lowest, highest]")
+    return card
 
 
 def write_card(folder: Path, card: dict[str, Any]) -> None:
     """Write a card under a temporary name, then rename it."""
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / (CARD + ".partial")
-    temporary.write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n")
+    text = json.dumps(card, indent=2, ensure_ascii=False) + "\n"
+    temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, folder / CARD)

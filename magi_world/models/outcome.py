@@ -34,7 +34,7 @@ class OutcomeHead(nn.Module):
         super().__init__()
         self.config = config
         size = config.hidden_size
-        self.num_heads = max(1, size // 32)
+        self.num_heads = config.num_heads
         self.queries = nn.Parameter(torch.randn(config.num_queries, size) * 0.5)
         self.kv = nn.Linear(hidden_size, 2 * size)
         self.mlp_in = nn.Linear(config.num_queries * size, size)

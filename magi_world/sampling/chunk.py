@@ -1,7 +1,9 @@
 """What a step, a reset or an observation of a rollout returns."""
 
+import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import ParamSpec
 
 import torch
 from torch import Tensor
@@ -34,11 +36,47 @@ class Chunk:
             self._decoded.append(self.decode(self.latents))
         return self._decoded[0]
 
+    def clone(self) -> "Chunk":
+        """A chunk with tensors of its own."""
+        return replace(
+            self,
+            latents=self.latents.clone(),
+            reward=self.reward.clone(),
+            termination_probability=self.termination_probability.clone(),
+            terminated=self.terminated.clone(),
+            signals={name: signal.clone() for name, signal in self.signals.items()},
+            _decoded=[],
+        )
+
+
+Arguments = ParamSpec("Arguments")
+
+
+def fast(method: Callable[Arguments, Chunk]) -> Callable[Arguments, Chunk]:
+    """Run a method in inference mode and hand out a copy that was made outside of it.
+
+    Inference mode is faster than ``no_grad``, but its tensors can neither be trained on nor
+    changed, which is what agents do with observations.
+    """
+
+    @functools.wraps(method)
+    def wrapped(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Chunk:
+        with torch.inference_mode():
+            chunk = method(*args, **kwargs)
+        return chunk.clone()
+
+    return wrapped
+
 
 def concatenate(chunks: Sequence[Chunk]) -> Chunk:
-    """Rows of several chunks one after the other."""
+    """Rows of several chunks of one row each, one after the other.
+
+    They are decoded one by one, so that a row's pixels do not depend, in their last bit, on how
+    many rows lie beside it.
+    """
     if len(chunks) == 1:
         return chunks[0]
+    decode = chunks[0].decode
     return Chunk(
         torch.cat([chunk.latents for chunk in chunks]),
         torch.cat([chunk.reward for chunk in chunks]),
@@ -46,5 +84,5 @@ def concatenate(chunks: Sequence[Chunk]) -> Chunk:
         torch.cat([chunk.terminated for chunk in chunks]),
         {name: torch.cat([chunk.signals[name] for chunk in chunks]) for name in chunks[0].signals},
         tuple(prompt for chunk in chunks for prompt in chunk.prompts),
-        chunks[0].decode,
+        lambda latents: torch.cat([decode(row[None]) for row in latents]),
     )

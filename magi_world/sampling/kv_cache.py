@@ -97,7 +97,12 @@ class KVCache(KVMemory):
             self.scratch[slot] = (self.scratch[slot] + 1) % self.places
 
     def clear(self, slot: int) -> None:
-        """Forget the history of a slot."""
+        """Forget the history of a slot.
+
+        Its rows are zeroed: masked keys add nothing, but 0 * NaN would.
+        """
+        self.keys_LRKD[:, self._ring(slot)] = 0
+        self.values_LRKD[:, self._ring(slot)] = 0
         self.filled[slot] = self.scratch[slot] = 0
 
     def _ring(self, slot: int) -> slice:

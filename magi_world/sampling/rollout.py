@@ -13,8 +13,10 @@ The passes themselves are in :mod:`magi_world.sampling.sampler`, the ring of key
 Shapes: B slots, n slots named in a call, C channels, P latent frames, H rows, W columns.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from numbers import Real
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -22,7 +24,7 @@ import torch
 from torch import Tensor
 
 from magi_world.errors import CheckpointError, ConfigError, NotReset, PromptError, ResetOptionError
-from magi_world.sampling.chunk import Chunk, concatenate
+from magi_world.sampling.chunk import Chunk, concatenate, fast
 from magi_world.sampling.kv_cache import KVCache
 from magi_world.sampling.sampler import ChunkSampler, Places
 
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
     from magi_world.world import World
 
 Starts = Literal["opening", "any"]
+
+_STATE = ("world", "cache", "time", "ready", "chunk_index", "generators")
 
 
 class Rollout:
@@ -63,12 +67,12 @@ class Rollout:
             ConfigError: a value outside what is named here.
         """
         sampling = world.config.sampling
-        if batch_size < 1:
-            raise ConfigError(f"batch_size {batch_size} is below 1")
+        if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
+            raise ConfigError(f"batch_size {batch_size!r}: a whole number, 1 or more, is needed")
         if starts not in ("opening", "any"):
             raise ConfigError(f"starts {starts!r} is not one of 'opening', 'any'")
-        if not temperature >= 0:
-            raise ConfigError(f"temperature {temperature} is negative")
+        if not isinstance(temperature, Real) or not 0 <= temperature < math.inf:
+            raise ConfigError(f"temperature {temperature!r}: a number, 0 or more, is needed")
         self.world = world
         self.batch_size = batch_size
         self.steps = sampling.num_steps if steps is None else steps
@@ -96,15 +100,18 @@ class Rollout:
             for slot in slots:
                 self.generators[slot].seed()
             return
-        values = [int(seed) for seed in seeds]
+        values = list(seeds)
         if len(values) != len(slots):
             raise ConfigError(f"{len(values)} seeds for {len(slots)} slots: one a slot is needed")
+        for seed in values:  # all of them before the first generator moves
+            if not _is_index(seed, 2**64):
+                raise ConfigError(f"seed {seed!r}: allowed are 0 to 2**64 - 1")
         for slot, seed in zip(slots, values, strict=True):
-            self.generators[slot].manual_seed(seed)
+            self.generators[slot].manual_seed(int(seed))
 
     # ---------------------------------------------------------------- step
 
-    @torch.inference_mode()
+    @fast
     def step(self, prompts: Sequence[str]) -> Chunk:
         """Generate the next chunk of every slot.
 
@@ -165,7 +172,7 @@ class Rollout:
 
     # ---------------------------------------------------------------- observe
 
-    @torch.inference_mode()
+    @fast
     def observe(
         self,
         latents: Tensor,
@@ -197,11 +204,11 @@ class Rollout:
             chunk = self.sampler.clean_pass(x, prompts, self._places(chosen))
             self._advance(chosen)
             return chunk
-        rows = []
-        for index, slot in enumerate(chosen):
-            one = x[index : index + 1]
-            rows.append(self.sampler.clean_pass(one, [prompts[index]], self._places([slot])))
-            self._advance([slot])
+        rows = [
+            self.sampler.clean_pass(x[index : index + 1], [prompts[index]], self._places([slot]))
+            for index, slot in enumerate(chosen)
+        ]
+        self._advance(chosen)
         return concatenate(rows)
 
     def _check_given_prompts(self, prompts: Sequence[str | None], count: int) -> None:
@@ -213,7 +220,7 @@ class Rollout:
 
     # ---------------------------------------------------------------- reset
 
-    @torch.inference_mode()
+    @fast
     def reset(
         self,
         slots: Sequence[int] | None = None,
@@ -292,6 +299,8 @@ class Rollout:
         if clip is None:
             return None
         size = len(self.world.bank)
+        if isinstance(clip, (np.ndarray, Tensor)):
+            clip = clip.tolist()
         several = isinstance(clip, Sequence) and not isinstance(clip, str)
         given = list(clip) if several else [clip] * count  # type: ignore[arg-type]
         if len(given) != count or not all(_is_index(index, size) for index in given):
@@ -313,7 +322,7 @@ class Rollout:
         cache, chunk = self._starts_of_clips[clip]
         self.cache.copy_slot(slot, cache, 0)
         self._time[slot] = bank.clip(clip)[0].shape[0]
-        return replace(chunk, latents=chunk.latents.clone(), _decoded=[])  # the kept one stays
+        return chunk.clone()  # the kept one stays
 
     def _generate_start(self, slot: int, prompt: str) -> Chunk:
         """Generate chunk 0 of a slot under a prompt, with no history."""
@@ -342,8 +351,11 @@ class Rollout:
         """Go on from a saved state, bit-exactly on the same machine.
 
         Raises:
-            CheckpointError: the state is of another world, batch size or geometry.
+            CheckpointError: the state is of another world, batch size or geometry, or no state.
         """
+        missing = [key for key in _STATE if key not in state]
+        if missing:
+            raise CheckpointError(f"this is no state of a rollout: it lacks {', '.join(missing)}")
         if state["world"] != self.world.name:
             raise CheckpointError(
                 f"a state of {state['world']!r} in a rollout of {self.world.name!r}"

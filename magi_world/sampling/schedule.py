@@ -75,11 +75,15 @@ def time_grid(
         u = torch.tensor([*sixteenths, 16], dtype=torch.float32) / 16
     else:
         u = torch.linspace(0, 1, num_steps + 1, dtype=torch.float32)
+    grid: list[float] = warp(u, shift=shift, transform=transform).tolist()
+    return grid
+
+
+def warp(u: Tensor, *, shift: float, transform: str) -> Tensor:
+    """Map uniform values in [0, 1] to timesteps as :func:`time_grid` does; its arguments."""
     u = _TRANSFORMS[transform](u)
     w = 1 / shift
-    t = (w * u) / (1 + (w - 1) * u)
-    grid: list[float] = t.tolist()
-    return grid
+    return (w * u) / (1 + (w - 1) * u)
 
 
 def time_grid_from_config(

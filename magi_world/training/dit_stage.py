@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from magi_world.errors import DatasetError
 from magi_world.models.dit import CaptionKV, VideoDiT
+from magi_world.sampling.schedule import warp
 from magi_world.training.recipe import DiTSettings
 from magi_world.training.store import Store
 from magi_world.training.teacher_forcing import (
@@ -125,9 +126,7 @@ class DiTStage:
         """Times in [0, 1) that follow the map of the sampler's grid."""
         sampling = self.world.config.sampling
         u = torch.rand(count, generator=generator)
-        u = u.square() if sampling.transform == "square" else u
-        w = 1 / sampling.shift
-        return w * u / (1 + (w - 1) * u)
+        return warp(u, shift=sampling.shift, transform=sampling.transform)
 
     def _history_times(self, count: int, generator: torch.Generator) -> Tensor:
         """Times of the clean copies: half of them clean, the others slightly noised."""

@@ -18,10 +18,10 @@ from typing import Any, Protocol
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from magi_world.checkpoints.tensors import read_tensors_and_metadata
 from magi_world.errors import CheckpointError
 from magi_world.training.video_summary import add_video
 
@@ -180,15 +180,11 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         loss, scalars = self.stage.loss(self.generator)
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            raise CheckpointError(
-                f"{self.stage.name}: the loss is {value} at step {self.step}; the last "
-                f"checkpoint is {self.checkpoint_path}"
-            )
+        self._require_finite("loss", float(loss.detach()))
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         norm = nn.utils.clip_grad_norm_(self.parameters, settings.grad_clip)
+        self._require_finite("norm of the gradient", float(norm))
         self.optimizer.step()
         self.step += 1
         decay = min(settings.ema_decay, (1 + self.step) / (10 + self.step))
@@ -198,6 +194,14 @@ class Trainer:
         return {
             "loss": loss.detach(), **scalars, "grad_norm": norm, "learning_rate": torch.tensor(rate)
         }  # fmt: skip
+
+    def _require_finite(self, what: str, value: float) -> None:
+        """End the run before a NaN reaches the weights."""
+        if not math.isfinite(value):
+            raise CheckpointError(
+                f"{self.stage.name}: the {what} is {value} at step {self.step}; the last "
+                f"checkpoint is {self.checkpoint_path}"
+            )
 
     @contextmanager
     def ema_weights(self) -> Iterator[None]:
@@ -233,9 +237,10 @@ class Trainer:
         os.replace(temporary, self.checkpoint_path)
 
     def _load(self) -> None:
-        with safe_open(self.checkpoint_path, framework="pt") as file:
-            meta = json.loads(file.metadata()["training"])
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        tensors, metadata = read_tensors_and_metadata(self.checkpoint_path)
+        if "training" not in metadata:
+            raise CheckpointError(f"{self.checkpoint_path} is no checkpoint of a training")
+        meta = json.loads(metadata["training"])
 
         def part(prefix: str) -> dict[str, Tensor]:
             return {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}

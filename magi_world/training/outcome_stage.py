@@ -15,6 +15,7 @@ from rich.console import Console
 from torch import Tensor
 from torch.nn import functional as F
 
+from magi_world.errors import DatasetError
 from magi_world.models.dit import CaptionKV, DiTOutput
 from magi_world.models.outcome import OutcomeHead
 from magi_world.sampling.schedule import time_grid
@@ -61,6 +62,11 @@ def damage(store: Store) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
     return np.clip(np.nan_to_num(lost), 0, 1)
 
 
+def kept_chunks(length: int) -> int:
+    """Chunks of a stretch that become examples: its second half, the first is history only."""
+    return length - length // 2
+
+
 def sequence_strata(
     store: Store, length: int, held_out: bool
 ) -> tuple[list[int], list[int], float]:
@@ -77,7 +83,7 @@ def sequence_strata(
         last = end
         if store.terminal[end - 1]:
             ends.append(end - length)
-            last = end - length
+            last = end - kept_chunks(length)  # what the stretch that ends here does not keep
         others += list(range(first + 1, last - length + 1))
         chunks += last - first - 1
     return ends, others, chunks
@@ -88,13 +94,15 @@ def _plan(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Batches of rows `[S, L]` with the weight of each chunk `[S]`."""
     ends, others, population = sequence_strata(store, length, held_out)
+    if not others:
+        raise DatasetError(f"no episode has {2 * length} chunks: shorten `sequence` in the recipe")
     half = max(1, chunks // 2 // length)
     repeats = max(1, half // max(1, len(ends)))
     starts = [start for start in ends for _ in range(repeats)]
     weights = [1.0 / repeats] * len(starts)
     picks = torch.randint(len(others), (half,), generator=generator).tolist()
     starts += [others[i] for i in picks]
-    weights += [population / (half * length)] * half
+    weights += [population / (half * kept_chunks(length))] * half
     order = torch.randperm(len(starts), generator=generator)
     rows = torch.tensor(starts)[order][:, None] + torch.arange(length)
     weight = torch.tensor(weights)[order]
@@ -140,7 +148,7 @@ def generate_examples(
     grid = time_grid(
         config.sampling.num_steps, shift=config.sampling.shift, transform=config.sampling.transform
     )
-    examples, done, skip = Examples(), 0, length // 2
+    examples, done, skip = Examples(), 0, length - kept_chunks(length)
     for rows_SL, weight_S in _plan(store, length, 2 * chunks, held_out, generator):
         S, L = rows_SL.shape
         rows = rows_SL.flatten()

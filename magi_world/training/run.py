@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 
 from magi_world.checkpoints.world_format import Bank
-from magi_world.errors import RecipeError
+from magi_world.errors import DatasetError, RecipeError
 from magi_world.training.collect import is_held_out
 from magi_world.training.dit_stage import DiTStage, initialise
 from magi_world.training.episodes import count_chunks, read_episodes
@@ -56,11 +56,19 @@ def train_world(
     """
     console = console or Console(stderr=True)
     unknown = sorted(set(stages) - set(STAGES))
-    if unknown:
-        raise RecipeError(f"unknown stages {unknown}; known are {list(STAGES)}")
+    if unknown or not stages:
+        raise RecipeError(f"unknown stages {unknown or '(none)'}; known are {list(STAGES)}")
+    if recipe.config.text is None:
+        raise RecipeError(f"{recipe.path} [config] has no text encoder: prompts could not act")
     if not resume and any(out.glob("*.checkpoint.safetensors")):
         raise RecipeError(f"{out} holds a run already: resume it or choose another folder")
     store = _store(data, out / "store", console)
+    for part in (True, False):
+        if not store.episodes(held_out=part).size:
+            which = "the held-out part" if part else "training"
+            raise DatasetError(
+                f"no episode is in {which}: every twentieth seed is held out, collect more episodes"
+            )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.vae.seed)
         world = World(_card(recipe, store))
@@ -69,6 +77,11 @@ def train_world(
         run = Trainer(stage, settings, out, resume=resume, console=console)
         if stage.name not in stages and not run.finished:
             raise RecipeError(f"stage {stage.name!r} is not finished in {out}: run it first")
+        if not run.finished:
+            _refuse_stale(stage.name, out)
+            if stage.name == "vae":  # the latents are of the VAE that it was
+                _scale_note(store).unlink(missing_ok=True)
+                store.latents_path.unlink(missing_ok=True)
         run.run()
         world.card["training"][f"{stage.name}_minutes"] = round(run.seconds / 60, 1)
         world.card["training"][f"{stage.name}_steps"] = settings.steps
@@ -80,8 +93,7 @@ def train_world(
     if last >= STAGES.index("dit"):
         train(DiTStage(world, store, recipe.dit), recipe.dit)
         world.to()  # captions of untrained weights are forgotten
-    if last >= STAGES.index("outcome"):
-        assert world.outcome is not None
+    if last >= STAGES.index("outcome") and world.outcome is not None:
         examples = partial(
             generate_examples, world, store, length=recipe.dit.sequence,
             chunks=recipe.outcome.chunks, held_out=False, seed=recipe.outcome.seed, console=console,
@@ -94,13 +106,33 @@ def train_world(
     return load(out / "world")
 
 
+def _refuse_stale(stage: str, out: Path) -> None:
+    """A stage that learns on would leave the later ones trained on what it was."""
+    later = STAGES[STAGES.index(stage) + 1 :]
+    stale = [path for name in later if (path := out / f"{name}.checkpoint.safetensors").exists()]
+    if stale:
+        raise RecipeError(
+            f"stage {stage!r} is not finished, but later stages were trained on it: remove "
+            f"{', '.join(map(str, stale))} or choose another folder"
+        )
+
+
 def _store(data: Sequence[Path], folder: Path, console: Console) -> Store:
+    note = folder / "sources.json"
+    sources = [[path.name, count_chunks(path)] for path in data]
     if (folder / "table.npz").exists():
+        if sources and note.exists() and (known := json.loads(note.read_text())) != sources:
+            raise RecipeError(
+                f"{folder} was read from other data, {known}, not from {sources}: choose another "
+                "folder, or resume without data"
+            )
         return open_store(folder)
-    total = sum(count_chunks(path) for path in data)
+    total = sum(count for _, count in sources)
     console.print(f"reading {total} chunks from {', '.join(map(str, data))}")
     episodes = (episode for path in data for episode in read_episodes(path))
-    return build_store(episodes, folder, is_held_out, total)
+    store = build_store(episodes, folder, is_held_out, total)
+    note.write_text(json.dumps(sources))
+    return store
 
 
 def _card(recipe: Recipe, store: Store) -> dict[str, Any]:
@@ -117,13 +149,17 @@ def _card(recipe: Recipe, store: Store) -> dict[str, Any]:
     }
 
 
+def _scale_note(store: Store) -> Path:
+    return store.folder / "scale.json"
+
+
 @torch.inference_mode()
 def encode_store(world: World, store: Store, console: Console) -> float:
     """Encode every chunk once; return the scale that gives the latents unit deviation.
 
     The scale is measured on the training part and kept beside the latents.
     """
-    note = store.folder / "scale.json"
+    note = _scale_note(store)
     if store.latents_path.exists() and note.exists():
         return float(json.loads(note.read_text())["scale_factor"])
     console.print(f"encoding {len(store.action)} chunks")
@@ -172,7 +208,7 @@ def make_bank(world: World, store: Store) -> Bank:
         (int(store.offsets[e]), int(store.offsets[e + 1]) - 1) for e in store.episodes(False)
     ]  # the last chunk may hold repeated pictures
     candidates = np.concatenate(
-        [np.arange(first, end - length + 1) for first, end in episodes if end - first >= length]
+        [np.arange(first, max(first, end - length + 1)) for first, end in episodes]
     )
     picks = generator.choice(candidates, size=min(_CLIPS, len(candidates)), replace=False)
     rows += [(int(row), int(row) + length) for row in np.sort(picks)]

@@ -227,15 +227,16 @@ def test_the_bank_holds_the_openings_and_clips(trained: Path) -> None:
     training = np.flatnonzero(~store.held_out)
     ends = set((store.offsets[1:] - 1).tolist())
     seen = set()
+    length = world.config.sampling.kv_range - 1  # what the next chunk can see
     for index in range(1, len(bank)):
         clip, prompts = bank.clip(index)
-        assert clip.shape[0] == world.config.sampling.kv_range == len(prompts)
+        assert clip.shape[0] == length == len(prompts)
         rows = [row for row in training if torch.equal(latents[row], clip[0])]
-        fits = [row for row in rows if torch.equal(latents[row : row + 3], clip)]
-        assert fits  # three chunks in a row of a training episode, in no case its last
-        assert any(not ends & set(range(row, row + 3)) for row in fits)
+        fits = [row for row in rows if torch.equal(latents[row : row + length], clip)]
+        assert fits  # consecutive chunks of a training episode, in no case its last
+        assert any(not ends & set(range(row, row + length)) for row in fits)
         assert any(
-            prompts == tuple(PROMPTS[a] for a in store.action[row : row + 3]) for row in fits
+            prompts == tuple(PROMPTS[a] for a in store.action[row : row + length]) for row in fits
         )
         seen.add(clip.numpy().tobytes())
     assert len(seen) > 10
