@@ -25,6 +25,9 @@ export PYTHONSAFEPATH ?= 1
 demo: $(VENV)/demo.stamp
 	$(BIN)/python examples/demo.py
 
+# the arrays of tests are tiny: threads would only wait for each other
+test slow: export OMP_NUM_THREADS ?= 1
+
 test: $(VENV)/test.stamp
 	$(BIN)/pytest
 

@@ -349,7 +349,7 @@ class WorldConfig:
         known = {f.name for f in fields(cls)}
         unknown = sorted(set(values) - known)
         _require(not unknown, f"WorldConfig: unknown keys {unknown}; known are {sorted(known)}")
-        arguments = {
+        arguments: dict[str, Any] = {
             key: sections[key].from_dict(value) if key in sections and value is not None else value
             for key, value in values.items()
         }

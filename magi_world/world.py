@@ -176,7 +176,9 @@ class World:
         chunks = frames.reshape(-1, F, *size)
         if prompts is not None and (isinstance(prompts, str) or not isinstance(prompts, Sequence)):
             raise ResetOptionError(f"prompts {prompts!r}: a list, one a chunk, is needed")
-        captions = [None] * len(chunks) if prompts is None else list(prompts)
+        captions: list[str | None] = [None] * len(chunks)
+        if prompts is not None:
+            captions = list(prompts)
         if len(captions) != len(chunks):
             raise ResetOptionError(f"{len(captions)} prompts for a {what} of {len(chunks)} chunks")
         for prompt in captions:

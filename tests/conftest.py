@@ -24,6 +24,16 @@ def tiny_world_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_doom_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny world under Doom's name, by which the twin finds its real game."""
+    folder: Path = tmp_path_factory.mktemp("worlds") / "tiny_doom"
+    world = make_tiny_world()
+    world.card["name"] = "doom-take-cover"
+    world.save(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def tiny_world(tiny_world_path: Path) -> World:
     """The tiny world, loaded; tests do not change it."""
     return load(tiny_world_path)

@@ -1,3 +1,4 @@
+# mypy: disable-error-code="dict-item"
 """Configuration: what cannot work cannot be built, and plain data goes in and out unchanged."""
 
 import json

@@ -1,3 +1,4 @@
+# mypy: disable-error-code="assignment"
 """A world as a whole: on disk and back, pictures, captions, prompts, bad folders."""
 
 import copy
@@ -63,7 +64,7 @@ def test_a_world_without_text_outcome_and_bank(tmp_path: Path) -> None:
     world = load(tmp_path / "bare")
     assert world.text is None and world.outcome is None and len(world.bank) == 0
     assert sorted(world.modules()) == ["dit", "vae"]
-    with pytest.raises(PromptError, match="'tiny' has no text encoder"):
+    with pytest.raises(PromptError, match="has no text encoder"):
         world.check_prompt("left")
 
 

@@ -13,7 +13,7 @@ PROMPTS = ["stand still", "strafe left", "strafe right"]
 def tiny_card() -> dict[str, Any]:
     """Card of the tiny world: one layer each, horizon of 12 chunks."""
     return {
-        "name": "doom-take-cover",  # the twin finds its real game by this name
+        "name": "tiny",
         "game": "VizDoom Take Cover",
         "description": "Random weights, for tests.",
         "prompts": PROMPTS,

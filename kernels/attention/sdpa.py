@@ -56,7 +56,7 @@ def _segment_mask(segment: Segment, keys: NDArray[np.int64]) -> NDArray[np.bool_
     if segment.full:
         left, right = left[:, :1], right[:, :1]
     inside = (keys >= left[..., None]) & (keys < right[..., None])  # [slices, rows, keys]
-    seen: NDArray[np.bool_] = inside.any(axis=0)
+    seen: NDArray[np.bool_] = np.logical_or.reduce(inside, axis=0)
     return seen
 
 
@@ -97,7 +97,8 @@ def _plan(slices: AttnSlices, device: torch.device) -> list[_Group]:
 def _take(x_THD: Tensor, start: int | None, rows: Tensor, count: int) -> Tensor:
     """Rows of a group as `[B, heads, rows, D]`, a view where they follow each other."""
     taken = x_THD.index_select(0, rows) if start is None else x_THD[start : start + rows.numel()]
-    return taken.unflatten(0, (count, -1)).transpose(1, 2)
+    grouped: Tensor = taken.unflatten(0, (count, -1)).transpose(1, 2)
+    return grouped
 
 
 def _group_attention(

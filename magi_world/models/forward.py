@@ -107,5 +107,6 @@ def forward_clip(
     )
     if memory is not None:
         memory.past, memory.update = slice_point * n, update_kv_cache
-    velocity = dit(inputs, memory).velocity
-    return velocity.unflatten(0, (N, chunks)).transpose(1, 2).flatten(2, 3)
+    velocity_GCPHW = dit(inputs, memory).velocity
+    velocity: Tensor = velocity_GCPHW.unflatten(0, (N, chunks)).transpose(1, 2).flatten(2, 3)
+    return velocity

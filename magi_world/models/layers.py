@@ -52,7 +52,8 @@ class TimestepEmbedder(nn.Module):
         return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
     def forward(self, t: Tensor, feature_dtype: torch.dtype = torch.float32) -> Tensor:
-        features = self.features(t).to(feature_dtype).to(self.mlp[0].weight.dtype)
+        weight_dtype = next(self.mlp.parameters()).dtype
+        features = self.features(t).to(feature_dtype).to(weight_dtype)
         embedded: Tensor = self.mlp(features)
         return embedded
 
@@ -69,7 +70,8 @@ class CaptionEmbedder(nn.Module):
 
     def project(self, tokens: Tensor) -> Tensor:
         """Project caption tokens `[…, caption_channels]` to `[…, E]`."""
-        projected: Tensor = self.y_proj_xattn(tokens.to(self.y_proj_xattn[0].weight.dtype))
+        weight_dtype = next(self.y_proj_xattn.parameters()).dtype
+        projected: Tensor = self.y_proj_xattn(tokens.to(weight_dtype))
         return projected
 
     def adaln(self, dropped: Tensor) -> Tensor:
@@ -206,7 +208,8 @@ class TransformerLayer(nn.Module):
         wide = norm.weight.dtype
         branch_GnE = branch_TE.to(wide).unflatten(0, (gate_GE.shape[0], -1))
         gated = (branch_GnE * gate_GE[:, None].to(wide)).flatten(0, 1)
-        return (x_TE.to(wide) + norm(gated)).to(x_TE.dtype)
+        summed: Tensor = x_TE.to(wide) + norm(gated)
+        return summed.to(x_TE.dtype)
 
     def forward(
         self,

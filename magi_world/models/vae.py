@@ -74,7 +74,8 @@ class Block(nn.Module):
 
     def forward(self, x_NSE: Tensor) -> Tensor:
         x_NSE = x_NSE + self.attn(self.norm1(x_NSE))
-        return x_NSE + self.mlp(self.norm2(x_NSE))
+        result: Tensor = x_NSE + self.mlp(self.norm2(x_NSE))
+        return result
 
 
 class _Tokens(nn.Module):
@@ -142,8 +143,8 @@ class Encoder(_Tokens):
         tokens = self.patch_embed(x_NCTHW)  # [N, t, h, w, E]
         grid = (tokens.shape[1], tokens.shape[2], tokens.shape[3])
         x_NSE = self.transform(tokens.flatten(1, 3), grid)
-        moments: Tensor = self.last_layer(x_NSE)[:, 1:]
-        return moments.transpose(1, 2).unflatten(2, grid)
+        moments: Tensor = self.last_layer(x_NSE)[:, 1:].transpose(1, 2).unflatten(2, grid)
+        return moments
 
 
 class Decoder(_Tokens):

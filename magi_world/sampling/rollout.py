@@ -43,6 +43,20 @@ class Rollout:
     ``terminated`` is reported and the slot may be stepped on.
     """
 
+    world: "World"
+    batch_size: int
+    steps: int
+    temperature: float
+    starts: Starts
+    sampler: ChunkSampler
+    generators: list[torch.Generator]
+    cache: KVCache
+    chunk_index: Tensor
+    """chunks since the reset chunk, int64 `[B]`"""
+    _time: list[int]
+    _ready: list[bool]
+    _starts_of_clips: dict[int, tuple[KVCache, Chunk]]
+
     def __init__(
         self,
         world: "World",
@@ -84,11 +98,10 @@ class Rollout:
         self.generators = [torch.Generator() for _ in range(batch_size)]
         self._seed(range(batch_size), seeds)
         self.chunk_index = torch.zeros(batch_size, dtype=torch.int64)
-        """chunks since the reset chunk, `[B]`"""
         self.cache = self.sampler.new_cache(batch_size)
         self._time = [0] * batch_size  # chunks that each slot has seen since its history began
         self._ready = [False] * batch_size
-        self._starts_of_clips: dict[int, tuple[KVCache, Chunk]] = {}
+        self._starts_of_clips = {}
 
     @property
     def device(self) -> torch.device:
@@ -302,12 +315,12 @@ class Rollout:
         if isinstance(clip, (np.ndarray, Tensor)):
             clip = clip.tolist()
         several = isinstance(clip, Sequence) and not isinstance(clip, str)
-        given = list(clip) if several else [clip] * count  # type: ignore[arg-type]
+        given: list[Any] = list(clip) if several else [clip] * count  # type: ignore[arg-type]
         if len(given) != count or not all(_is_index(index, size) for index in given):
             raise ResetOptionError(
                 f"clip {clip!r}: one index of 0…{size - 1} is needed, or one for each of {count}"
             )
-        return [int(index) for index in given]  # type: ignore[call-overload]
+        return [int(index) for index in given]
 
     def _start_from_bank(self, slot: int, clip: int | None) -> Chunk:
         bank = self.world.bank

@@ -88,7 +88,8 @@ class Trainer:
         self.step = 0
         self.seconds = 0.0
         self.generator = torch.Generator().manual_seed(settings.seed)
-        decay, plain = [], []
+        decay: list[nn.Parameter] = []
+        plain: list[nn.Parameter] = []
         for parameter in stage.module.parameters():
             if parameter.requires_grad:
                 (decay if parameter.ndim >= 2 else plain).append(parameter)
@@ -128,7 +129,7 @@ class Trainer:
         from torch.utils.tensorboard import SummaryWriter  # slow to import
 
         settings = self.settings
-        writer = SummaryWriter(str(self.folder / "tensorboard" / self.stage.name))  # type: ignore[no-untyped-call]
+        writer = SummaryWriter(str(self.folder / "tensorboard" / self.stage.name))
         saved, started = time.monotonic(), time.monotonic()
         first = self.step
         columns = (
@@ -154,7 +155,7 @@ class Trainer:
                         speed=f"{speed:.2f}",
                     )
                     for key, value in {**values, "steps_per_second": speed}.items():
-                        writer.add_scalar(f"{self.stage.name}/{key}", value, self.step)  # type: ignore[no-untyped-call]
+                        writer.add_scalar(f"{self.stage.name}/{key}", value, self.step)
                     if not self.console.is_terminal and self.step % (10 * settings.log_every) == 0:
                         words = " ".join(f"{key} {value:.4f}" for key, value in values.items())
                         self.console.print(
@@ -171,7 +172,7 @@ class Trainer:
                     if on_checkpoint is not None:
                         with self.ema_weights():
                             on_checkpoint()
-        writer.close()  # type: ignore[no-untyped-call]
+        writer.close()
 
     def _update(self) -> dict[str, Tensor]:
         """One optimiser step; returns scalars."""
@@ -182,7 +183,7 @@ class Trainer:
         loss, scalars = self.stage.loss(self.generator)
         self._require_finite("loss", float(loss.detach()))
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         norm = nn.utils.clip_grad_norm_(self.parameters, settings.grad_clip)
         self._require_finite("norm of the gradient", float(norm))
         self.optimizer.step()

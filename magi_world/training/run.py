@@ -119,7 +119,8 @@ def _refuse_stale(stage: str, out: Path) -> None:
 
 def _store(data: Sequence[Path], folder: Path, console: Console) -> Store:
     note = folder / "sources.json"
-    sources = [[path.name, count_chunks(path)] for path in data]
+    counts = [count_chunks(path) for path in data]
+    sources = [[path.name, count] for path, count in zip(data, counts, strict=True)]
     if (folder / "table.npz").exists():
         if sources and note.exists() and (known := json.loads(note.read_text())) != sources:
             raise RecipeError(
@@ -127,7 +128,7 @@ def _store(data: Sequence[Path], folder: Path, console: Console) -> Store:
                 "folder, or resume without data"
             )
         return open_store(folder)
-    total = sum(count for _, count in sources)
+    total = sum(counts)
     console.print(f"reading {total} chunks from {', '.join(map(str, data))}")
     episodes = (episode for path in data for episode in read_episodes(path))
     store = build_store(episodes, folder, is_held_out, total)

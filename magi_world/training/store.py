@@ -116,7 +116,7 @@ def build_store(
     folder.mkdir(parents=True, exist_ok=True)
     columns: dict[str, list[NDArray[Any]]] = {}
     offsets = [0]
-    frames: NDArray[np.uint8] | None = None
+    frames: Any = None  # a memory map, once the shape of a chunk is known
     partial = folder / "frames.partial.npy"
     for episode in episodes:
         count = len(episode.frames)
@@ -130,14 +130,15 @@ def build_store(
         terminal = np.zeros(count, dtype=bool)
         terminal[-1] = episode.terminated
         health = episode.health if episode.health is not None else np.full(count, np.nan)
-        for key, value in {
+        row: dict[str, NDArray[Any]] = {
             "action": np.concatenate([[0], episode.actions]).astype(np.int64),
             "reward": np.concatenate([[0], episode.rewards]).astype(np.float32),
             "valid": episode.valid_frames.astype(np.int64),
             "health": health.astype(np.float32),
             "terminal": terminal,
             "held_out": np.full(count, is_held_out(episode.seed)),
-        }.items():
+        }
+        for key, value in row.items():
             columns.setdefault(key, []).append(value)
         offsets.append(end)
     if frames is None:

@@ -1,3 +1,4 @@
+# mypy: disable-error-code="attr-defined"
 """A world's folder: the bank and the card."""
 
 import json

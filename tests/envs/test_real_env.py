@@ -37,12 +37,12 @@ def no_window(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def make(tiny_world_path: Path) -> Iterator[Make]:
+def make(tiny_doom_path: Path) -> Iterator[Make]:
     """Build the environment with the tiny world's card, without Gymnasium's wrappers."""
     made = []
 
     def make(**keywords: Any) -> RealEnv:
-        keywords.setdefault("world", str(tiny_world_path))
+        keywords.setdefault("world", str(tiny_doom_path))
         env = gym.make(ENV_ID, **keywords).unwrapped
         assert isinstance(env, RealEnv)
         made.append(env)
@@ -53,9 +53,9 @@ def make(tiny_world_path: Path) -> Iterator[Make]:
         env.close()
 
 
-def changed_card(tiny_world_path: Path, folder: Path, **changes: Any) -> str:
+def changed_card(tiny_doom_path: Path, folder: Path, **changes: Any) -> str:
     """A folder with the tiny world's card, changed, and no weights."""
-    card = json.loads((tiny_world_path / "world.json").read_text()) | changes
+    card = json.loads((tiny_doom_path / "world.json").read_text()) | changes
     (folder / "world.json").write_text(json.dumps(card))
     return str(folder)
 
@@ -74,10 +74,10 @@ def test_gymnasiums_checker_is_silent(make: Make, actions: str, observations: st
 @pytest.mark.parametrize("observations", OBSERVATIONS)
 @pytest.mark.parametrize("actions", ACTIONS)
 def test_the_spaces_are_the_dreams(
-    make: Make, tiny_world_path: Path, actions: str, observations: str
+    make: Make, tiny_doom_path: Path, actions: str, observations: str
 ) -> None:
     env = make(actions=actions, observations=observations)
-    dream = WorldEnv(str(tiny_world_path), actions=actions, observations=observations)
+    dream = WorldEnv(str(tiny_doom_path), actions=actions, observations=observations)
     assert env.action_space == dream.action_space
     assert env.observation_space == dream.observation_space
     assert env.metadata["render_fps"] == dream.metadata["render_fps"]
@@ -111,8 +111,8 @@ def test_it_plays_the_game_of_the_seed(make: Make) -> None:
     game.close()
 
 
-def test_words_mean_the_same_as_indices(make: Make, tiny_world_path: Path) -> None:
-    card = json.loads((tiny_world_path / "world.json").read_text())
+def test_words_mean_the_same_as_indices(make: Make, tiny_doom_path: Path) -> None:
+    card = json.loads((tiny_doom_path / "world.json").read_text())
     text, index = make(), make(actions="discrete")
     text.reset(seed=5)
     index.reset(seed=5)
@@ -123,9 +123,9 @@ def test_words_mean_the_same_as_indices(make: Make, tiny_world_path: Path) -> No
         assert equal(one, other) and info["prompt"] == words[-1]
 
 
-def test_the_game_knows_only_its_actions(make: Make, tiny_world_path: Path, tmp_path: Path) -> None:
+def test_the_game_knows_only_its_actions(make: Make, tiny_doom_path: Path, tmp_path: Path) -> None:
     world = changed_card(
-        tiny_world_path,
+        tiny_doom_path,
         tmp_path,
         paraphrases={"strafe left": ["go left!"]},
         held_out_paraphrases={"strafe left": ["jump left"]},
@@ -149,8 +149,8 @@ def test_the_game_knows_only_its_actions(make: Make, tiny_world_path: Path, tmp_
     assert env.step("strafe right")[-1]["chunk"] == 4  # what was refused played nothing
 
 
-def test_latents_are_the_worlds(make: Make, tiny_world_path: Path) -> None:
-    world = magi_world.load(tiny_world_path)
+def test_latents_are_the_worlds(make: Make, tiny_doom_path: Path) -> None:
+    world = magi_world.load(tiny_doom_path)
     frames, _ = make().reset(seed=2)
     latent, _ = make(observations="latent").reset(seed=2)
     both, _ = make(observations="both").reset(seed=2)
@@ -159,8 +159,8 @@ def test_latents_are_the_worlds(make: Make, tiny_world_path: Path) -> None:
     assert equal(both, {"frames": frames, "latent": expected})
 
 
-def test_no_weights_are_read_for_frames(make: Make, tiny_world_path: Path, tmp_path: Path) -> None:
-    env = make(world=changed_card(tiny_world_path, tmp_path))
+def test_no_weights_are_read_for_frames(make: Make, tiny_doom_path: Path, tmp_path: Path) -> None:
+    env = make(world=changed_card(tiny_doom_path, tmp_path))
     assert env.world is None
     env.reset(seed=0)
 
@@ -234,10 +234,10 @@ def test_the_spec_is_plain_data(make: Make) -> None:
     again.close()
 
 
-def test_wrong_keywords_and_options_are_named(make: Make, tiny_world_path: Path) -> None:
+def test_wrong_keywords_and_options_are_named(make: Make, tiny_doom_path: Path) -> None:
     for keyword in ("actions", "observations", "render_mode"):
         with pytest.raises(ConfigError, match=f"{keyword} 'none of it'"):
-            RealEnv(str(tiny_world_path), **{keyword: "none of it"})  # type: ignore[arg-type]
+            RealEnv(str(tiny_doom_path), **{keyword: "none of it"})  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="horizon 0"):
         make(horizon=0)
     with pytest.raises(WorldNotFound, match="'nowhere'"):
@@ -256,10 +256,10 @@ def test_wrong_keywords_and_options_are_named(make: Make, tiny_world_path: Path)
     [({"name": "another"}, "'another' has no real game"), ({"prompts": PROMPTS[:2]}, "prompts")],
 )
 def test_a_world_without_this_game_is_refused(
-    make: Make, tiny_world_path: Path, tmp_path: Path, changes: dict[str, Any], words: str
+    make: Make, tiny_doom_path: Path, tmp_path: Path, changes: dict[str, Any], words: str
 ) -> None:
     with pytest.raises(ConfigError, match=words):
-        make(world=changed_card(tiny_world_path, tmp_path, **changes))
+        make(world=changed_card(tiny_doom_path, tmp_path, **changes))
 
 
 def test_without_vizdoom_the_error_says_how_to_get_it(

@@ -1,3 +1,4 @@
+# mypy: disable-error-code="arg-type,call-arg,misc,unused-ignore"
 """The backends against each other, against a loop that a human can check, and at their edges."""
 
 import math

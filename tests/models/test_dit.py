@@ -1,3 +1,4 @@
+# mypy: disable-error-code="arg-type,index,misc,unused-ignore"
 """The video DiT's own code paths; its numbers are checked by the golden cases."""
 
 from dataclasses import replace

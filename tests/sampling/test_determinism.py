@@ -1,3 +1,4 @@
+# mypy: disable-error-code="arg-type"
 """Which rollouts agree to the bit, and which closely."""
 
 import io

@@ -1,3 +1,4 @@
+# mypy: disable-error-code="attr-defined,func-returns-value,misc,unused-ignore"
 """The training loop: what it promises about learning rates, resuming, averages and checkpoints."""
 
 import io

@@ -1,3 +1,4 @@
+# mypy: disable-error-code="arg-type,var-annotated"
 """The training store: chunks of all episodes in one array, complete or not there at all."""
 
 import json
