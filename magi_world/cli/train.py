@@ -90,6 +90,10 @@ def train_world(
         list[str] | None,
         typer.Option(help="Run only this stage (vae, dit, outcome); again for more."),
     ] = None,
+    init: Annotated[
+        str | None,
+        typer.Option(help="World whose weights the run begins with; stages not run are its own."),
+    ] = None,
     setting: Annotated[
         list[str] | None,
         typer.Option(
@@ -115,6 +119,7 @@ def train_world(
         out,
         resume=resume,
         stages=stage or STAGES,
+        init=init,
     )
     summary = {"world": str(world.folder), "name": world.name, **world.card["training"]}
     if as_json:

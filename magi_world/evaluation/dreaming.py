@@ -9,6 +9,7 @@ from torch import Tensor
 
 from magi_world.evaluation.clips import Clips, Integers
 from magi_world.evaluation.metrics import Frames, blocks
+from magi_world.evaluation.motion import CONTEXT
 from magi_world.sampling.rollout import Rollout
 from magi_world.world import World
 
@@ -45,6 +46,12 @@ def decode_chunks(world: World, latents: Tensor, *, block: int = 64) -> Frames:
     """Frames uint8 `[n, F, H, W, 3]` of latents `[n, 16, P, h, w]`, each decoded alone."""
     parts = [world.decode(latents[rows]).cpu().numpy() for rows in blocks(len(latents), block)]
     return np.concatenate(parts)
+
+
+def through_vae(world: World, frames: Frames) -> Frames:
+    """Chunks as the world's VAE shows them: uint8 `[..., F, H, W, 3]`, the same shape out."""
+    chunks = frames.reshape(-1, *frames.shape[-4:])
+    return decode_chunks(world, encode_chunks(world, chunks)).reshape(frames.shape)
 
 
 def start(rollout: Rollout, frames: Frames, prompts: Sequence[str]) -> None:
@@ -94,19 +101,20 @@ def dream(
     """Give every clip's prefix, then dream under `actions`, int64 `[n, horizon]`.
 
     `phrases[clip, chunk]` are the words that are said, the card's prompts when None. Returns the
-    last prefix chunk as the world sees it (coded and decoded) and the dreamed chunks: uint8
-    `[n, 1 + horizon, F, H, W, 3]`.
+    last CONTEXT prefix chunks as the world sees them (coded and decoded), then the dreamed ones:
+    uint8 `[n, CONTEXT + horizon, F, H, W, 3]`.
     """
     names = prompts_of(world)
     horizon = actions.shape[1]
-    result = np.empty((len(clips), 1 + horizon, *clips.frames.shape[2:]), np.uint8)
+    chunk_shape = clips.frames.shape[2:]
+    result = np.empty((len(clips), CONTEXT + horizon, *chunk_shape), np.uint8)
     for rows, batch, seeds in batches(clips, settings):
         kept = rows.stop - rows.start
         rollout = new_rollout(world, settings, seeds)
         prefix = clips.prefix
         give_prefix(world, rollout, batch.frames[:, :prefix], batch.actions[:, :prefix])
-        last = encode_chunks(world, batch.frames[:kept, prefix - 1])
-        result[rows, 0] = decode_chunks(world, last)
+        last = batch.frames[:kept, prefix - CONTEXT : prefix]
+        result[rows, :CONTEXT] = through_vae(world, last)
         for chunk in range(horizon):
             taken = [clip % len(clips) for clip in range(rows.start, rows.start + len(seeds))]
             if phrases is None:
@@ -114,5 +122,5 @@ def dream(
             else:
                 said = [phrases[clip, chunk] for clip in taken]
             stepped = rollout.step(said)
-            result[rows, 1 + chunk] = stepped.frames[:kept].cpu().numpy()
+            result[rows, CONTEXT + chunk] = stepped.frames[:kept].cpu().numpy()
     return result

@@ -14,13 +14,15 @@ from torch.nn import functional as F
 
 from magi_world.evaluation.clips import Integers
 from magi_world.evaluation.metrics import blocks, confusion
-from magi_world.evaluation.motion import LONG, Pairs
+from magi_world.evaluation.motion import Moments
 
 BATCH = 128
+LONG = 4
+"""chunks under one action after which it counts as held for long"""
 
 
 class InverseModel(nn.Module):
-    """Two hidden layers: motion of pairs float32 `[n, D]` to logits `[n, num_actions]`."""
+    """Two hidden layers: motion float32 `[n, D]` to logits `[n, num_actions]`."""
 
     def __init__(self, num_features: int, num_actions: int) -> None:
         super().__init__()
@@ -40,33 +42,33 @@ class InverseModel(nn.Module):
 
 
 def train(
-    pairs: Pairs,
+    moments: Moments,
     num_actions: int,
     *,
     epochs: int = 15,
     seed: int = 0,
     say: Callable[[str], None] = lambda text: None,
 ) -> InverseModel:
-    """Fit the model to real pairs; every action weighs the same however often it was played.
+    """Fit the model to real moments; every action weighs the same however often it was played.
 
-    The same pairs and seed give the same model on the same machine; global random state is left
+    The same moments and seed give the same model on the same machine; global random state is left
     as it was.
     """
-    counts = np.bincount(pairs.actions, minlength=num_actions)
-    weight = torch.tensor(len(pairs) / (num_actions * np.maximum(counts, 1)), dtype=torch.float32)
-    motion, actions = torch.from_numpy(pairs.motion), torch.from_numpy(pairs.actions)
+    counts = np.bincount(moments.actions, minlength=num_actions)
+    weight = torch.tensor(len(moments) / (num_actions * np.maximum(counts, 1)), dtype=torch.float32)
+    motion, actions = torch.from_numpy(moments.motion), torch.from_numpy(moments.actions)
     order = np.random.default_rng(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = InverseModel(motion.shape[1], num_actions)
-        per_epoch = max(1, len(pairs) // BATCH)
+        per_epoch = max(1, len(moments) // BATCH)
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=5e-2)
         schedule = torch.optim.lr_scheduler.OneCycleLR(
             optimizer, 3e-3, total_steps=epochs * per_epoch + 1
         )
         for epoch in range(epochs):
             loss_sum = 0.0
-            for part in np.array_split(order.permutation(len(pairs)), per_epoch):
+            for part in np.array_split(order.permutation(len(moments)), per_epoch):
                 rows = torch.from_numpy(part)
                 loss = F.cross_entropy(model(motion[rows].float()), actions[rows], weight)
                 optimizer.zero_grad()
@@ -81,38 +83,38 @@ def train(
 
 
 @torch.inference_mode()
-def predict(model: InverseModel, pairs: Pairs) -> Integers:
-    """The most likely action of every pair, int64 `[n]`."""
+def predict(model: InverseModel, moments: Moments) -> Integers:
+    """The most likely action of every moment, int64 `[n]`."""
     parts = [
-        model(torch.from_numpy(pairs.motion[rows]).float()).argmax(dim=1).numpy()
-        for rows in blocks(len(pairs), 1024)
+        model(torch.from_numpy(moments.motion[rows]).float()).argmax(dim=1).numpy()
+        for rows in blocks(len(moments), 1024)
     ]
     return np.concatenate(parts) if parts else np.zeros(0, np.int64)
 
 
-def score(pairs: Pairs, predicted: Integers, names: list[str]) -> dict[str, Any]:
-    """Accuracy over all pairs, by how long the action had been held, and per action.
+def score(moments: Moments, predicted: Integers, names: list[str]) -> dict[str, Any]:
+    """Accuracy over all moments, by how long the action had been held, and per action.
 
     `balanced` is the mean of the per-action accuracies, so that frequent actions count no more.
     Right after a change the body still carries the old motion on, in the game as in the dream.
-    `confusion[i][j]` counts pairs of action i taken for action j.
+    `confusion[i][j]` counts moments of action i taken for action j.
     """
-    table = confusion(pairs.actions, predicted, len(names))
-    right = pairs.actions == predicted
+    table = confusion(moments.actions, predicted, len(names))
+    right = moments.actions == predicted
     per_action = {
         name: {"accuracy": ratio(row[index], sum(row)), "n": sum(row)}
         for index, (name, row) in enumerate(zip(names, table, strict=True))
     }
     by_held = {}
     for length in range(1, LONG + 1):
-        those = pairs.held >= LONG if length == LONG else pairs.held == length
+        those = moments.held >= LONG if length == LONG else moments.held == length
         name = f"{length}+" if length == LONG else str(length)
         count = int(those.sum())
         by_held[name] = {"accuracy": ratio(int(right[those].sum()), count), "n": count}
     present = [row[index] / sum(row) for index, row in enumerate(table) if sum(row)]
     return {
-        "accuracy": ratio(int(right.sum()), len(pairs)),
-        "n": len(pairs),
+        "accuracy": ratio(int(right.sum()), len(moments)),
+        "n": len(moments),
         "balanced": ratio(sum(present), len(present)),
         "by_chunks_held": by_held,
         "per_action": per_action,

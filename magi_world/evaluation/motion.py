@@ -1,7 +1,9 @@
-"""Motion between neighbouring frames: what the inverse model is shown of a chunk.
+"""Motion of pictures: what the inverse model is shown of a chunk.
 
 An action shows as a fraction of a pixel a frame. A network on raw pixels takes very long to find
-that; the least-squares motion of small cells holds it plainly.
+that; the least-squares motion of small cells holds it plainly. Motion is measured twice: from frame
+to frame, and from the end of a chunk to the end of the next, where it is larger and does not depend
+on how smoothly a chunk moves within itself.
 """
 
 from collections.abc import Iterable
@@ -17,19 +19,19 @@ from magi_world.errors import DatasetError
 from magi_world.evaluation.clips import Episode, Integers, played, whole_chunks
 from magi_world.evaluation.metrics import Frames, blocks
 
+CONTEXT = 2
+"""chunks before the judged one that are looked at"""
 GRIDS = (8, 4, 2, 1)
-"""the picture is cut into 8 x 8 cells, then 4 x 4, and so on: small cells tell places apart, large
+"""a picture is cut into 8 x 8 cells, then 4 x 4, and so on: small cells tell places apart, large
 ones still see motion where fine texture is lost"""
-LONG = 4
-"""chunks under one action after which it counts as held for long"""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pairs:
-    """What the inverse model sees: the motion in a chunk and in the moment before it."""
+class Moments:
+    """Chunks as the inverse model sees them: the motion in each, and in the two before it."""
 
     motion: npt.NDArray[np.float16]
-    """float16 `[n, D]`: `motion_features` of the last two frames before the chunk and the chunk"""
+    """float16 `[n, D]`"""
     actions: Integers
     """int64 `[n]`: the action behind the chunk"""
     held: Integers
@@ -39,15 +41,14 @@ class Pairs:
         return len(self.actions)
 
 
-def motion_features(pictures: Tensor) -> Tensor:
-    """Motion of cells between neighbouring frames, by least squares over their pixels.
+def cell_motion(before: Tensor, after: Tensor) -> Tensor:
+    """Motion of cells from one picture to another, by least squares over their pixels.
 
-    Takes `[n, T, H, W]` in byte units; returns float32 `[n, 5 * (T - 1) * cells]`: for each cell
-    the shift across and down that explains the change best (pixels), and the logarithms of how
-    much edge there is to see it by and of how much changed.
+    Takes two `[n, T, H, W]` in byte units, both sides multiples of 8; returns float32 `[n, D]`,
+    D = 5 * T * cells: for each cell the shift across and down that explains the change best
+    (pixels), and the logarithms of how much edge there is to see it by and of how much changed.
     """
-    tones = pictures.float() / 64
-    before, after = tones[:, :-1], tones[:, 1:]
+    before, after = before / 64, after / 64
     mean, change = (before + after) / 2, after - before
     across = F.pad((mean[..., 2:] - mean[..., :-2]) / 2, (1, 1))
     down = F.pad((mean[..., 2:, :] - mean[..., :-2, :]) / 2, (0, 0, 1, 1))
@@ -71,23 +72,17 @@ def motion_features(pictures: Tensor) -> Tensor:
     return torch.cat(features, dim=1)
 
 
-def blur(frames: Frames, rng: np.random.Generator) -> Frames:
-    """Blur and noise, of a strength drawn anew for every chunk: uint8 `[n, F, H, W, 3]`, same out.
+def motion_features(tones: Tensor) -> Tensor:
+    """Motion in three consecutive chunks, uint8 `[n, 3, F, H, W]`: float32 `[n, D]`.
 
-    Dreams are softer than what their VAE makes of real pictures; a judge of motion should not mind.
+    From frame to frame in the last chunk and just before it, and, at half the resolution, from the
+    last frame of each chunk to that of the next.
     """
-    n = len(frames)
-    distance = np.arange(-6, 7)
-    sigma = rng.uniform(0.5, 3.0, (n, 1))
-    kernel = np.exp(-(distance**2) / (2 * sigma**2))
-    taps = torch.from_numpy((kernel / kernel.sum(axis=1, keepdims=True)).astype(np.float32))
-    planes = torch.from_numpy(frames).permute(1, 4, 0, 2, 3).float().flatten(0, 1)  # [F*3, n, H, W]
-    for shape, pad in (((n, 1, 1, -1), (6, 6, 0, 0)), ((n, 1, -1, 1), (0, 0, 6, 6))):
-        planes = F.conv2d(F.pad(planes, pad, mode="replicate"), taps.view(shape), groups=n)
-    soft = planes.unflatten(0, (frames.shape[1], 3)).permute(2, 0, 3, 4, 1).numpy()
-    noise = rng.standard_normal(frames.shape, np.float32) * rng.uniform(0, 3, (n, 1, 1, 1, 1))
-    blurred: Frames = np.clip(np.rint(soft + noise), 0, 255).astype(np.uint8)
-    return blurred
+    tones = tones.float()
+    fine = torch.cat([tones[:, 1, -2:], tones[:, 2]], dim=1)
+    ends = F.avg_pool2d(tones[:, :, -1], 2)
+    moves = [cell_motion(fine[:, :-1], fine[:, 1:]), cell_motion(ends[:, :-1], ends[:, 1:])]
+    return torch.cat(moves, dim=1)
 
 
 def grey(frames: Frames) -> Frames:
@@ -105,39 +100,38 @@ def chunks_held(actions: Integers) -> Integers:
     return held
 
 
-def pairs_of(frames: Frames, actions: Integers) -> Pairs:
-    """Pair every chunk but the first with the one before it.
+def moments_of(frames: Frames, actions: Integers) -> Moments:
+    """Cut consecutive chunks uint8 `[n, F, H, W, 3]`, n > CONTEXT, into n - CONTEXT moments.
 
-    Takes n >= 2 consecutive chunks uint8 `[n, F, H, W, 3]` and the action behind each; `actions`
-    may begin with those of earlier chunks, so that it is known for how long one was held.
+    `actions` are those behind the chunks; it may begin with those of earlier chunks, so that it is
+    known for how long one was held.
     """
-    tones = grey(frames)
-    pictures = np.concatenate([tones[:-1, -2:], tones[1:]], axis=1)
-    motion = [
-        motion_features(torch.from_numpy(pictures[rows])).half()
-        for rows in blocks(len(pictures), 256)
-    ]
-    count = len(frames) - 1
-    return Pairs(
+    tones = torch.from_numpy(grey(frames))
+    count = len(tones) - CONTEXT
+    triples = torch.stack([tones[:-2], tones[1:-1], tones[2:]], dim=1)
+    motion = [motion_features(triples[rows]).half() for rows in blocks(count, 256)]
+    return Moments(
         motion=torch.cat(motion).numpy(),
         actions=actions[-count:],
         held=chunks_held(actions)[-count:],
     )
 
 
-def join_pairs(parts: Iterable[Pairs]) -> Pairs:
+def join_moments(parts: Iterable[Moments]) -> Moments:
     """Concatenate; raises `DatasetError` when there is nothing."""
     parts = list(parts)
     if not parts:
-        raise DatasetError("there are no two consecutive chunks for the inverse model")
-    return Pairs(
+        raise DatasetError("there are no three consecutive chunks for the inverse model")
+    return Moments(
         motion=np.concatenate([part.motion for part in parts]),
         actions=np.concatenate([part.actions for part in parts]),
         held=np.concatenate([part.held for part in parts]),
     )
 
 
-def episode_pairs(episode: Episode) -> list[Pairs]:
-    """Pairs of the whole chunks of one episode; none if there are less than two."""
+def episode_moments(episode: Episode) -> list[Moments]:
+    """Moments of the whole chunks of one episode; none if there are too few."""
     end = whole_chunks(episode)
-    return [pairs_of(episode.frames[:end], played(episode)[:end])] if end > 1 else []
+    if end <= CONTEXT:
+        return []
+    return [moments_of(episode.frames[:end], played(episode)[:end])]

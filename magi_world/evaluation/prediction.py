@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from magi_world.evaluation.clips import Clips
-from magi_world.evaluation.dreaming import decode_chunks, encode_chunks
+from magi_world.evaluation.dreaming import through_vae
 from magi_world.evaluation.metrics import PEAK, Frames, psnr_of_mse
 from magi_world.world import World
 
@@ -38,7 +38,7 @@ def measure_prediction(world: World, clips: Clips, dreamed: Frames) -> dict[str,
         if distance > clips.horizon:
             continue
         real = clips.frames[:, clips.prefix + distance - 1]
-        coded = decode_chunks(world, encode_chunks(world, real))
+        coded = through_vae(world, real)
         dream = chunk_errors(real, dreamed[:, distance - 1])
         copy = chunk_errors(real, np.broadcast_to(last_frame, real.shape))
         rows[str(distance)] = {

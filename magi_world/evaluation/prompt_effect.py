@@ -1,7 +1,7 @@
 """Does the prompt do in the dream what the action does in the game? An inverse model judges.
 
-It is trained on real clips, as they are, as the world's VAE shows them, and those blurred: dreams
-come out of that VAE softened, and a judge that never saw such pictures would judge their softness.
+It is trained on real clips, as they are and as the world's VAE shows them: dreams come out of that
+VAE, and a judge that never saw its pictures would judge them by their softness.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -11,50 +11,49 @@ import numpy as np
 import numpy.typing as npt
 
 from magi_world.evaluation.clips import Clips, Integers
-from magi_world.evaluation.dreaming import (
-    DreamSettings,
-    Phrases,
-    decode_chunks,
-    dream,
-    encode_chunks,
-    prompts_of,
-)
+from magi_world.evaluation.dreaming import DreamSettings, Phrases, dream, prompts_of, through_vae
 from magi_world.evaluation.inverse_model import InverseModel, predict, ratio, score
 from magi_world.evaluation.metrics import Frames
-from magi_world.evaluation.motion import Pairs, join_pairs, pairs_of
+from magi_world.evaluation.motion import CONTEXT, Moments, join_moments, moments_of
 from magi_world.world import World
 
 Say = Callable[[str], None]
 
 
-def dreamed_pairs(dreamed: Frames, actions: Integers) -> Pairs:
-    """Pairs of dreams that begin with the last chunk before them.
-
-    `dreamed` is uint8 `[n, 1 + horizon, F, H, W, 3]`, `actions` int64 `[n, 1 + horizon]` or more,
-    with those of earlier chunks in front. Pairs come clip by clip, chunk by chunk.
-    """
-    return join_pairs(pairs_of(f, a) for f, a in zip(dreamed, actions, strict=True))
-
-
 def measure_real_actions(
-    world: World, model: InverseModel, clips: Clips, dreamed: Frames, held_out: Pairs
+    world: World, model: InverseModel, clips: Clips, dreamed: Frames, held_out: Moments
 ) -> dict[str, Any]:
-    """Accuracy on real pairs, on the clips as the VAE shows them, and dreamed with real actions.
+    """Accuracy on real moments, on the clips as the VAE shows them, and dreamed with real actions.
 
-    `dreamed` is what `dream` returned for the clips' own actions. The three belong together: the
-    second pays for the VAE, the third for the dream as well.
+    `dreamed` is what `dream` returned for the clips' own actions. The last three rows belong
+    together: they judge the same chunks, the second pays for the VAE, the third for the dream too.
     """
     names = prompts_of(world)
-    actions = clips.actions
-    real = clips.frames[:, clips.prefix - 1 :]
-    coded = decode_chunks(world, encode_chunks(world, real.reshape(-1, *real.shape[2:])))
-    sets = {
-        "real_held_out": held_out,
-        "real_clips": dreamed_pairs(real, actions),
-        "real_clips_through_vae": dreamed_pairs(coded.reshape(real.shape), actions),
-        "dreamed_with_real_actions": dreamed_pairs(dreamed, actions),
-    }
-    return {name: score(pairs, predict(model, pairs), names) for name, pairs in sets.items()}
+    real = clips.frames[:, clips.prefix - CONTEXT :]
+    result: dict[str, Any] = {"real_held_out": score(held_out, predict(model, held_out), names)}
+    for name, frames in (
+        ("real_clips", real),
+        ("real_clips_through_vae", through_vae(world, real)),
+        ("dreamed_with_real_actions", dreamed),
+    ):
+        result[name], _ = judge(model, frames, clips.actions, names)
+    return result
+
+
+def judge(
+    model: InverseModel, frames: Frames, actions: Integers, names: list[str]
+) -> tuple[dict[str, Any], npt.NDArray[np.bool_]]:
+    """Score clips uint8 `[n, CONTEXT + horizon, F, H, W, 3]`; the context is looked at, not judged.
+
+    `actions` int64 `[n, ...]` ends with the chunks' and may begin with earlier ones. Returns the
+    score, with the accuracy at every chunk after the prefix in `by_chunk`, and which chunks were
+    named rightly, bool `[n, horizon]`.
+    """
+    moments = join_moments(moments_of(f, a) for f, a in zip(frames, actions, strict=True))
+    predicted = predict(model, moments)
+    right = (predicted == moments.actions).reshape(len(frames), -1)
+    result = score(moments, predicted, names)
+    return {**result, "by_chunk": right.mean(axis=0).tolist()}, right
 
 
 def draw_actions(count: int, horizon: int, num_actions: int, *, hold: int, seed: int) -> Integers:
@@ -95,13 +94,11 @@ def measure_drawn_actions(
             continue
         chosen = choose_phrases(actions, [phrases[name] for name in names], settings.seed)
         dreamed = dream(world, clips, actions, settings, phrases=chosen)
-        pairs = dreamed_pairs(dreamed, np.concatenate([before, actions], axis=1))
-        predicted = predict(model, pairs)
-        result[kind] = score(pairs, predicted, names)
+        history = np.concatenate([before, actions], axis=1)
+        result[kind], right = judge(model, dreamed, history, names)
         if kind != "prompts":
-            right = (predicted == pairs.actions).reshape(actions.shape)
             result[kind]["phrases"] = _by_phrase(chosen, right)
-        say(f"prompt effect: {kind} {result[kind]['accuracy']:.3f} of {len(pairs)} chunks")
+        say(f"prompt effect: {kind} {right.mean():.3f} of {right.size} chunks")
     return result
 
 

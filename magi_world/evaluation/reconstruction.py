@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from magi_world.evaluation.clips import Episode, whole_chunks
-from magi_world.evaluation.dreaming import decode_chunks, encode_chunks
+from magi_world.evaluation.dreaming import through_vae
 from magi_world.evaluation.metrics import Frames, SquaredError, blocks, moving_pixels
 from magi_world.evaluation.patch_pca import PatchPCA, PatchShape
 from magi_world.world import World
@@ -51,7 +51,7 @@ def measure_reconstruction(
         real = chunks[rows]
         moving = moving_pixels(real, MOVING_THRESHOLD)
         coded = {
-            "vae": decode_chunks(world, encode_chunks(world, real)),
+            "vae": through_vae(world, real),
             "pca": pca.reconstruct(real),
         }
         for name, pictures in coded.items():

@@ -21,15 +21,14 @@ from magi_world.evaluation.clips import (
 )
 from magi_world.evaluation.dreaming import (
     DreamSettings,
-    decode_chunks,
     dream,
-    encode_chunks,
     prompts_of,
+    through_vae,
 )
 from magi_world.evaluation.inverse_model import InverseModel, train
 from magi_world.evaluation.lengths import Lengths, Play, choose_sweep, measure_lengths
 from magi_world.evaluation.metrics import Frames
-from magi_world.evaluation.motion import Pairs, blur, episode_pairs, join_pairs, pairs_of
+from magi_world.evaluation.motion import CONTEXT, Moments, episode_moments, join_moments, moments_of
 from magi_world.evaluation.one_step_ahead import (
     measure_damage,
     measure_termination,
@@ -44,7 +43,7 @@ from magi_world.world import World
 
 Say = Callable[[str], None]
 
-BULKY = frozenset({"phrases", "calibration", "confusion"})
+BULKY = frozenset({"phrases", "calibration", "confusion", "by_chunk"})
 """tables that stay in the report and out of the card"""
 
 
@@ -59,7 +58,7 @@ class Sizes:
     clips: int = 256
     """clips for open-loop prediction under the real actions"""
     prefix: int = 8
-    """real chunks given before a dream"""
+    """real chunks given before a dream, at least 2"""
     drawn_clips: int = 128
     """clips driven by drawn actions, once for each wording"""
     drawn_horizon: int = 8
@@ -103,8 +102,8 @@ def evaluate_world(
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
 
-    held_out, pca, training_pairs = read(world, episodes, is_held_out, sizes, say)
-    say(f"{len(held_out)} held-out episodes, {len(training_pairs)} training pairs")
+    held_out, pca, training_moments = read(world, episodes, is_held_out, sizes, say)
+    say(f"{len(held_out)} held-out episodes, {len(training_moments)} training moments")
     report: dict[str, Any] = {"world": world.name, "setting": _setting(world, settings, sizes)}
     report["held_out"] = {
         "episodes": len(held_out),
@@ -120,23 +119,23 @@ def evaluate_world(
         held_out, sizes.clips, prefix=sizes.prefix, horizon=max(HORIZONS), seed=settings.seed
     )
     dreamed = dream(world, clips, clips.actions[:, clips.prefix :], settings)
-    report["prediction"] = measure_prediction(world, clips, dreamed[:, 1:])
+    report["prediction"] = measure_prediction(world, clips, dreamed[:, CONTEXT:])
     say(f"open-loop prediction of {len(clips)} clips measured")
-    write_strips(out, clips, dreamed[:, 1:], sizes.strips)
+    write_strips(out, clips, dreamed[:, CONTEXT:], sizes.strips)
 
     ahead = one_step_ahead(world, held_out, settings, say=say)
     report["termination"] = measure_termination(ahead)
     report["damage"] = measure_damage(ahead)
 
     model = train(
-        training_pairs,
+        training_moments,
         len(prompts_of(world)),
         epochs=sizes.inverse_epochs,
         seed=settings.seed,
         say=say,
     )
     report["prompt_effect"] = _prompt_effect(
-        world, model, clips, dreamed, held_out, len(training_pairs), settings, sizes, say
+        world, model, clips, dreamed, held_out, len(training_moments), settings, sizes, say
     )
 
     if game.lengths:
@@ -158,17 +157,16 @@ def read(
     is_held_out: Callable[[int], bool],
     sizes: Sizes,
     say: Say,
-) -> tuple[list[Episode], PatchPCA, Pairs]:
-    """Go through the episodes once: keep the held-out ones, fit the PCA, cut pairs from the rest.
+) -> tuple[list[Episode], PatchPCA, Moments]:
+    """Go through the episodes once: keep the held-out ones, fit the PCA, cut moments from the rest.
 
-    Pairs come in three views: the real pictures, the same through the world's VAE, and those
-    blurred. Of the training episodes only they stay in memory.
+    Moments come in two views: the real pictures, and the same through the world's VAE. Of the
+    training episodes only they stay in memory.
     """
     held_out: list[Episode] = []
-    pairs: list[Pairs] = []
+    moments: list[Moments] = []
     pca = PatchPCA(patch_shape(world))
     num_training = 0
-    rng = np.random.default_rng(0)
     for episode in episodes:
         if is_held_out(episode.seed):
             if len(held_out) < sizes.held_out_episodes:
@@ -177,10 +175,10 @@ def read(
             chunks = episode.frames[: whole_chunks(episode)]
             if len(chunks):
                 pca.add(chunks[:: max(1, len(chunks) // 32)])
-            if len(chunks) > 1:
-                coded = decode_chunks(world, encode_chunks(world, chunks))
+            if len(chunks) > CONTEXT:
                 actions = played(episode)[: len(chunks)]
-                pairs += [pairs_of(view, actions) for view in (chunks, coded, blur(coded, rng))]
+                views = (chunks, through_vae(world, chunks))
+                moments += [moments_of(view, actions) for view in views]
             if (num_training + len(chunks)) // 2000 > num_training // 2000:
                 say(f"{num_training + len(chunks)} training chunks coded")
             num_training += len(chunks)
@@ -191,7 +189,7 @@ def read(
             f"the data has {len(held_out)} held-out episodes and {num_training} training chunks; "
             "both are needed"
         )
-    return held_out, pca, join_pairs(pairs)
+    return held_out, pca, join_moments(moments)
 
 
 def _prompt_effect(
@@ -205,11 +203,13 @@ def _prompt_effect(
     sizes: Sizes,
     say: Say,
 ) -> dict[str, Any]:
-    held_out_pairs = join_pairs(pairs for episode in held_out for pairs in episode_pairs(episode))
+    held_out_moments = join_moments(
+        part for episode in held_out for part in episode_moments(episode)
+    )
     result = {
         "unit": "chunks",
-        "training_pairs": num_training,
-        **measure_real_actions(world, model, clips, dreamed, held_out_pairs),
+        "training_moments": num_training,
+        **measure_real_actions(world, model, clips, dreamed, held_out_moments),
     }
     drawn = measure_drawn_actions(
         world,

@@ -3,13 +3,16 @@
 Flow matching: the noisy copy of a chunk at time t must give the velocity from its noise to the
 chunk. Times follow the sampler's own grid (uniform u through the same map), so most of the training
 lies where few-step sampling evaluates. Histories are clean or carry up to a few percent of noise,
-as in MAGI-1, so that the model bears its own small errors.
+as in MAGI-1, so that the model bears its own small errors. In some sequences a part of the history
+is what the model itself makes of those chunks, one step ahead: the errors that it must bear are its
+own, not white noise (scheduled sampling, Bengio et al. 2015).
 
 The chunk in which an episode ends is shown but not learnt: its last frames are a repeated picture
 (the game draws none after death), and a model that generates still pictures would tell the
 termination head what nobody could see.
 """
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -18,7 +21,7 @@ from torch import Tensor, nn
 
 from magi_world.errors import DatasetError
 from magi_world.models.dit import CaptionKV, VideoDiT
-from magi_world.sampling.schedule import warp
+from magi_world.sampling.schedule import time_grid, warp
 from magi_world.training.recipe import DiTSettings
 from magi_world.training.store import Store
 from magi_world.training.teacher_forcing import (
@@ -101,32 +104,72 @@ class DiTStage:
         def randn() -> Tensor:
             return torch.randn(x.shape, generator=generator)
 
-        t_history = self._history_times(S * L, generator)
-        history = add_noise(x, randn(), t_history)
-        t, noise = self._times(S * L, generator), randn()
-        noisy = add_noise(x, noise, t)
-
         choice, captions = self._captions(sequences.action[rows], generator)
+        condition: dict[str, Any] = {
+            "captions": captions, "choice_G": choice, "dropped_G": choice == len(captions[1]) - 1,
+        }  # fmt: skip
+        t_history = self._history_times(S * L, generator)
+        history = add_noise(self._history(x, (S, L), condition, generator), randn(), t_history)
+        copies = self.settings.copies
+        x_RG, noise_RG = x.repeat(copies, 1, 1, 1, 1), torch.cat([randn() for _ in range(copies)])
+        t_RG = self._times(S * L, generator)
+        noisy = add_noise(x_RG, noise_RG, t_RG)
         inputs = teacher_forced_inputs(
-            self.world,
-            (S, L),
-            clean=(history, t_history),
-            noisy=(noisy, t),
-            captions=captions,
-            choice_G=choice,
-            dropped_G=choice == len(captions[1]) - 1,
+            self.world, (S, L), clean=(history, t_history), noisy=(noisy, t_RG), **condition
         )
         velocity = self.world.dit(inputs).velocity[S * L :]
-        error = (velocity - (x - noise)).square().mean((1, 2, 3, 4))
+        error_RG = (velocity - (x_RG - noise_RG)).square().mean((1, 2, 3, 4))
+        error = error_RG.view(copies, -1).mean(0)
         learnt = (~sequences.terminal[rows]).float()
         loss = (error * learnt).sum() / learnt.sum()
         return loss, (error.detach() * learnt).view(S, L)
 
-    def _times(self, count: int, generator: torch.Generator) -> Tensor:
-        """Times in [0, 1) that follow the map of the sampler's grid."""
+    @torch.no_grad()
+    def _history(
+        self,
+        x_GCPHW: Tensor,
+        shape: tuple[int, int],
+        condition: dict[str, Any],
+        generator: torch.Generator,
+    ) -> Tensor:
+        """What the noisy copies see of the sequences: the chunks, or the model's own of some.
+
+        In a sequence that is chosen for it, a share drawn anew of the chunks is generated one step
+        ahead of the real ones before them.
+        """
+        S, L = shape
+        chosen_S = torch.rand(S, generator=generator) < self.settings.own_history
+        share_S = torch.rand(S, generator=generator) * chosen_S
+        own_SL = torch.rand(S, L, generator=generator) < share_S[:, None]
+        noise = torch.randn(x_GCPHW.shape, generator=generator)  # drawn in any case, for resuming
+        if not own_SL.any():
+            return x_GCPHW
         sampling = self.world.config.sampling
-        u = torch.rand(count, generator=generator)
-        return warp(u, shift=sampling.shift, transform=sampling.transform)
+        t_clean = torch.full((S * L,), sampling.clean_t)
+        grid = time_grid(
+            sampling.num_steps, shift=sampling.shift, transform=sampling.transform
+        )
+        generated = noise
+        for t, t_next in itertools.pairwise(grid):
+            inputs = teacher_forced_inputs(
+                self.world,
+                shape,
+                clean=(x_GCPHW, t_clean),
+                noisy=(generated, torch.full_like(t_clean, t)),
+                **condition,
+            )
+            velocity = self.world.dit(inputs).velocity[S * L :]
+            generated = generated + velocity * (t_next - t)
+        return torch.where(own_SL.view(-1, 1, 1, 1, 1), generated, x_GCPHW)
+
+    def _times(self, count: int, generator: torch.Generator) -> Tensor:
+        """Times in [0, 1) that follow the map of the sampler's grid, `[R * count]`.
+
+        The R copies of a chunk take one time in each of R equal parts of the grid.
+        """
+        sampling, copies = self.world.config.sampling, self.settings.copies
+        u_RG = torch.rand(copies, count, generator=generator) + torch.arange(copies)[:, None]
+        return warp(u_RG.flatten() / copies, shift=sampling.shift, transform=sampling.transform)
 
     def _history_times(self, count: int, generator: torch.Generator) -> Tensor:
         """Times of the clean copies: half of them clean, the others slightly noised."""

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from magi_world.checkpoints.tensors import read_tensors_and_metadata
 from magi_world.errors import CheckpointError
+from magi_world.training.muon import Muon
 from magi_world.training.video_summary import add_video
 
 _VIDEO_FPS = 12  # slower than the games, for looking at
@@ -41,6 +42,8 @@ class StageSettings:
     weight_decay: float = 0.01
     grad_clip: float = 1.0
     ema_decay: float = 0.999
+    muon: bool = False
+    """matrices of hidden layers learn by Muon, the rest by AdamW"""
     seed: int = 0
     checkpoint_minutes: float = 4.0
     log_every: int = 10
@@ -69,6 +72,37 @@ def learning_rate(step: int, settings: StageSettings) -> float:
     return settings.learning_rate * min(warmup, (settings.steps - step) / tail, 1.0)
 
 
+def make_optimizers(
+    module: nn.Module, settings: StageSettings
+) -> dict[str, torch.optim.Optimizer]:
+    """Optimisers of all parameters that learn, by the name that their state has in a checkpoint."""
+    hidden: list[nn.Parameter] = []
+    decay: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
+    for name, parameter in module.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        if settings.muon and ".layers." in name and parameter.ndim == 2:
+            hidden.append(parameter)
+        else:
+            (decay if parameter.ndim >= 2 else plain).append(parameter)
+    optimizers: dict[str, torch.optim.Optimizer] = {
+        "optimizer": torch.optim.AdamW(
+            [
+                {"params": decay, "weight_decay": settings.weight_decay},
+                {"params": plain, "weight_decay": 0.0},
+            ],
+            lr=settings.learning_rate,
+            betas=(0.9, 0.99),
+        )
+    }
+    if hidden:
+        optimizers["muon"] = Muon(
+            hidden, lr=settings.learning_rate, weight_decay=settings.weight_decay
+        )
+    return optimizers
+
+
 class Trainer:
     """Trains one stage and keeps its checkpoint in a folder."""
 
@@ -88,20 +122,13 @@ class Trainer:
         self.step = 0
         self.seconds = 0.0
         self.generator = torch.Generator().manual_seed(settings.seed)
-        decay: list[nn.Parameter] = []
-        plain: list[nn.Parameter] = []
-        for parameter in stage.module.parameters():
-            if parameter.requires_grad:
-                (decay if parameter.ndim >= 2 else plain).append(parameter)
-        self.optimizer = torch.optim.AdamW(
-            [
-                {"params": decay, "weight_decay": settings.weight_decay},
-                {"params": plain, "weight_decay": 0.0},
-            ],
-            lr=settings.learning_rate,
-            betas=(0.9, 0.99),
-        )
-        self.parameters = decay + plain
+        self.optimizers = make_optimizers(stage.module, settings)
+        self.parameters = [
+            parameter
+            for optimizer in self.optimizers.values()
+            for group in optimizer.param_groups
+            for parameter in group["params"]
+        ]
         self.ema = {
             name: tensor.detach().clone() for name, tensor in stage.module.state_dict().items()
         }
@@ -178,15 +205,18 @@ class Trainer:
         """One optimiser step; returns scalars."""
         settings = self.settings
         rate = learning_rate(self.step, settings)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        for optimizer in self.optimizers.values():
+            for group in optimizer.param_groups:
+                group["lr"] = rate
         loss, scalars = self.stage.loss(self.generator)
         self._require_finite("loss", float(loss.detach()))
-        self.optimizer.zero_grad(set_to_none=True)
+        for optimizer in self.optimizers.values():
+            optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.parameters, settings.grad_clip)
         self._require_finite("norm of the gradient", float(norm))
-        self.optimizer.step()
+        for optimizer in self.optimizers.values():
+            optimizer.step()
         self.step += 1
         decay = min(settings.ema_decay, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
@@ -227,9 +257,10 @@ class Trainer:
         tensors = {f"ema.{name}": tensor for name, tensor in self.ema.items()}
         for name, tensor in self.stage.module.state_dict().items():
             tensors[f"module.{name}"] = tensor
-        for index, state in self.optimizer.state_dict()["state"].items():
-            for key, value in state.items():
-                tensors[f"optimizer.{index}.{key}"] = torch.as_tensor(value)
+        for kind, optimizer in self.optimizers.items():
+            for index, state in optimizer.state_dict()["state"].items():
+                for key, value in state.items():
+                    tensors[f"{kind}.{index}.{key}"] = torch.as_tensor(value)
         tensors["generator"] = self.generator.get_state()
         meta = {"step": self.step, "seconds": self.seconds, "stage": self.stage.name}
         temporary = self.checkpoint_path.with_suffix(".partial")
@@ -261,11 +292,12 @@ class Trainer:
             )
         self.stage.module.load_state_dict(module)
         self.ema = part("ema.")
-        state: dict[int, dict[str, Tensor]] = {}
-        for key, value in part("optimizer.").items():
-            index, name = key.split(".", 1)
-            state.setdefault(int(index), {})[name] = value
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+        for kind, optimizer in self.optimizers.items():
+            state: dict[int, dict[str, Tensor]] = {}
+            for key, value in part(f"{kind}.").items():
+                index, name = key.split(".", 1)
+                state.setdefault(int(index), {})[name] = value
+            groups = optimizer.state_dict()["param_groups"]
+            optimizer.load_state_dict({"state": state, "param_groups": groups})
         self.generator.set_state(tensors["generator"])
         self.step, self.seconds = meta["step"], meta["seconds"]

@@ -78,7 +78,7 @@ def sequence_strata(
     ends, others, chunks = [], [], 0.0
     for episode in store.episodes(held_out):
         first, end = int(store.offsets[episode]), int(store.offsets[episode + 1])
-        if end - first < 2 * length:
+        if end - first <= length:
             continue
         last = end
         if store.terminal[end - 1]:
@@ -95,7 +95,7 @@ def _plan(
     """Batches of rows `[S, L]` with the weight of each chunk `[S]`."""
     ends, others, population = sequence_strata(store, length, held_out)
     if not others:
-        raise DatasetError(f"no episode has {2 * length} chunks: shorten `sequence` in the recipe")
+        raise DatasetError(f"no episode has {length + 2} chunks: shorten `sequence` in the recipe")
     half = max(1, chunks // 2 // length)
     repeats = max(1, half // max(1, len(ends)))
     starts = [start for start in ends for _ in range(repeats)]

@@ -28,6 +28,10 @@ class DiTSettings(StageSettings):
     sequence: int = 16
     caption_dropout: float = 0.1
     history_noise: float = 0.05
+    own_history: float = 0.0
+    """share of the sequences whose history is in part the model's own"""
+    copies: int = 1
+    """noisy copies of every chunk"""
     paraphrases: int = 4
 
 
@@ -103,12 +107,13 @@ def load_recipe(name_or_path: str | Path, **overrides: dict[str, Any]) -> Recipe
 _SETTINGS: dict[str, type[StageSettings]] = {
     "vae": VAESettings, "dit": DiTSettings, "outcome": OutcomeSettings,
 }  # fmt: skip
+_KINDS: dict[Any, str] = {bool: "true or false", int: "a whole number", float: "a number"}
 _LOWEST = {
     "steps": 1, "batch_size": 1, "log_every": 1, "sample_every": 1, "sequence": 2,
-    "paraphrases": 1, "chunks": 1,
+    "paraphrases": 1, "chunks": 1, "copies": 1,
 }  # fmt: skip
 _POSITIVE = ("learning_rate", "grad_clip")
-_SHARES = ("cooldown", "caption_dropout", "history_noise", "ema_decay")
+_SHARES = ("cooldown", "caption_dropout", "history_noise", "own_history", "ema_decay")
 
 
 def _settings(cls: type[StageSettings], values: dict[str, Any], source: str) -> Any:
@@ -118,9 +123,9 @@ def _settings(cls: type[StageSettings], values: dict[str, Any], source: str) -> 
     if unknown:
         raise RecipeError(f"{source}: unknown {unknown}; known are {sorted(kinds)}")
     for name, value in values.items():
-        if type(value) is not int and (kinds[name] is int or type(value) is not float):
-            what = "a whole number" if kinds[name] is int else "a number"
-            raise RecipeError(f"{source}: {name} {value!r} is not {what}")
+        allowed = (int, float) if kinds[name] is float else (kinds[name],)
+        if type(value) not in allowed:
+            raise RecipeError(f"{source}: {name} {value!r} is not {_KINDS[kinds[name]]}")
         lowest = _LOWEST.get(name, 0)
         if not lowest <= value < math.inf or (name in _POSITIVE and value == 0):
             raise RecipeError(f"{source}: {name} {value} is below what can work")

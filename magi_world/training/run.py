@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 
 from magi_world.checkpoints.world_format import Bank
-from magi_world.errors import DatasetError, RecipeError
+from magi_world.errors import CheckpointError, DatasetError, RecipeError
 from magi_world.training.collect import is_held_out
 from magi_world.training.dit_stage import DiTStage, initialise
 from magi_world.training.episodes import count_chunks, read_episodes
@@ -36,6 +36,7 @@ def train_world(
     *,
     resume: bool = False,
     stages: Sequence[str] = STAGES,
+    init: str | Path | None = None,
     console: Console | None = None,
 ) -> World:
     """Run the stages in order; everything that they make lies in ``out``.
@@ -45,7 +46,9 @@ def train_world(
         data: folders of Minari datasets.
         out: folder of checkpoints, TensorBoard logs, the training store and the world.
         resume: go on from the checkpoints in ``out``.
-        stages: which stages to run; earlier ones must have run.
+        stages: which stages to run; earlier ones must have run in ``out``, or come from ``init``.
+        init: a world (name or folder) whose weights the run begins with. The scale of its latents
+            is kept, and stages before the first one run are not trained at all.
         console: where progress goes, standard error by default.
 
     Returns:
@@ -53,6 +56,7 @@ def train_world(
 
     Raises:
         RecipeError: an unknown stage, or ``out`` holds a run and ``resume`` is False.
+        WorldNotFound, CheckpointError: ``init`` is no world, or one of another configuration.
     """
     console = console or Console(stderr=True)
     unknown = sorted(set(stages) - set(STAGES))
@@ -69,12 +73,18 @@ def train_world(
             raise DatasetError(
                 f"no episode is in {which}: every twentieth seed is held out, collect more episodes"
             )
+    first = None if init is None else load(init)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.vae.seed)
         world = World(_card(recipe, store))
+    if first is not None:
+        _begin_with(world, first)
 
     def train(stage: Any, settings: Any) -> None:
         run = Trainer(stage, settings, out, resume=resume, console=console)
+        earlier = STAGES.index(stage.name) < min(STAGES.index(name) for name in stages)
+        if first is not None and earlier and not run.step:
+            return
         if stage.name not in stages and not run.finished:
             raise RecipeError(f"stage {stage.name!r} is not finished in {out}: run it first")
         if not run.finished:
@@ -88,7 +98,10 @@ def train_world(
 
     vae = recipe.vae
     train(VAEStage(world.vae, store, vae.batch_size, vae.kl_weight, vae.motion_weight), vae)
-    world = _with_scale(world, encode_store(world, store, console))
+    kept = None if first is None else first.config.sampling.scale_factor
+    world = _with_scale(world, encode_store(world, store, console, scale=kept))
+    if first is not None:
+        _begin_with(world, first, but=("vae",))
     last = max(STAGES.index(stage) for stage in stages)
     if last >= STAGES.index("dit"):
         train(DiTStage(world, store, recipe.dit), recipe.dit)
@@ -104,6 +117,19 @@ def train_world(
         module.eval()
     world.save(out / "world")
     return load(out / "world")
+
+
+def _begin_with(world: World, first: World, but: Sequence[str] = ()) -> None:
+    """Copy the weights of an earlier world, but those of some parts."""
+    modules, known = world.modules(), first.modules()
+    for part in sorted(modules.keys() - set(but)):
+        if part not in known:
+            raise CheckpointError(f"{first.name!r} has no {part} to begin with")
+        try:
+            modules[part].load_state_dict(known[part].state_dict())
+        except RuntimeError as error:  # torch names every tensor that does not fit
+            raise CheckpointError(f"{first.name!r} cannot be begun with: {error}") from None
+    world.card["training"]["begun_with"] = first.card.get("training", {})
 
 
 def _refuse_stale(stage: str, out: Path) -> None:
@@ -155,10 +181,12 @@ def _scale_note(store: Store) -> Path:
 
 
 @torch.inference_mode()
-def encode_store(world: World, store: Store, console: Console) -> float:
+def encode_store(
+    world: World, store: Store, console: Console, *, scale: float | None = None
+) -> float:
     """Encode every chunk once; return the scale that gives the latents unit deviation.
 
-    The scale is measured on the training part and kept beside the latents.
+    The scale is measured on the training part, unless one is given, and kept beside the latents.
     """
     note = _scale_note(store)
     if store.latents_path.exists() and note.exists():
@@ -171,7 +199,8 @@ def encode_store(world: World, store: Store, console: Console) -> float:
     for i in range(0, len(latents), _ENCODE_BATCH):
         frames = np.ascontiguousarray(store.frames[i : i + _ENCODE_BATCH])
         latents[i : i + _ENCODE_BATCH] = (world.encode(frames) / scale_now).numpy()
-    deviation = float(latents[~store.held_out].astype(np.float32).std())
+    measured = float(latents[~store.held_out].astype(np.float32).std())
+    deviation = measured if scale is None else 1 / scale
     for i in range(0, len(latents), 4096):
         latents[i : i + 4096] = latents[i : i + 4096].astype(np.float32) / deviation
     latents.flush()

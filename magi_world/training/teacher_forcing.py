@@ -1,11 +1,12 @@
-"""Sequences of real chunks as one forward: a clean copy and a noisy copy of every chunk.
+"""Sequences of real chunks as one forward: a clean copy and noisy copies of every chunk.
 
 The clean copies play the history that a rollout would have in its cache; every noisy copy sees the
 clean copies before it and itself. So all chunks of a sequence are supervised in one forward, under
 a block mask given as slices (MAGI-1 paper, section on training; architecture: one attention).
 
-Shape suffixes: S sequences, L chunks in a sequence, G = S * L chunks, n tokens per chunk.
-Packed order: all clean copies, then all noisy copies, each in the order (sequence, chunk).
+Shape suffixes: S sequences, L chunks in a sequence, G = S * L chunks, R noisy copies of each,
+n tokens per chunk. Packed order: all clean copies, then all first noisy copies, then all second
+ones, and so on, each in the order (sequence, chunk).
 """
 
 from collections.abc import Sequence
@@ -20,7 +21,9 @@ from magi_world.world import World
 
 
 @lru_cache(maxsize=8)
-def teacher_forcing_slices(sequences: int, length: int, kv_range: int, tokens: int) -> AttnSlices:
+def teacher_forcing_slices(
+    sequences: int, length: int, kv_range: int, tokens: int, copies: int = 1
+) -> AttnSlices:
     """Who sees whom among the clean and noisy copies.
 
     Args:
@@ -28,19 +31,20 @@ def teacher_forcing_slices(sequences: int, length: int, kv_range: int, tokens: i
         length: L.
         kv_range: chunks, itself included, that a chunk may see.
         tokens: n.
+        copies: R.
     """
     rows = []
-    noisy = sequences * length  # index of the first noisy copy
+    G = sequences * length
     for s in range(sequences):
         for i in range(length):
             own, first = s * length + i, s * length + max(0, i - kv_range + 1)
             q = (own * tokens, (own + 1) * tokens)
             rows.append((*q, first * tokens, (own + 1) * tokens, 0))
-            copy = noisy + own
-            q = (copy * tokens, (copy + 1) * tokens)
-            if first < own:
-                rows.append((*q, first * tokens, own * tokens, 0))
-            rows.append((*q, copy * tokens, (copy + 1) * tokens, 0))
+            for copy in range(G + own, (copies + 1) * G, G):
+                q = (copy * tokens, (copy + 1) * tokens)
+                if first < own:
+                    rows.append((*q, first * tokens, own * tokens, 0))
+                rows.append((*q, copy * tokens, (copy + 1) * tokens, 0))
     return AttnSlices.from_list(rows)
 
 
@@ -82,13 +86,13 @@ def teacher_forced_inputs(
     choice_G: Tensor,
     dropped_G: Tensor,
 ) -> ChunkInputs:
-    """One forward over both copies of S sequences of L chunks.
+    """One forward over all copies of S sequences of L chunks.
 
     Args:
         world: whose DiT and geometry.
         shape: S and L.
         clean: the clean copies `[G, C, P, h, w]` and their times `[G]`.
-        noisy: the noisy copies and their times.
+        noisy: the noisy copies `[R * G, C, P, h, w]` and their times `[R * G]`.
         captions: packed captions and the tokens of each.
         choice_G: index of each chunk's caption.
         dropped_G: booleans, the chunk has no prompt.
@@ -97,13 +101,14 @@ def teacher_forced_inputs(
     config = world.config
     n, width = config.tokens_per_chunk, config.sampling.chunk_width
     x = torch.cat([clean[0], noisy[0]])
-    first = (torch.arange(L) * width).repeat(2 * S)
+    copies = noisy[0].shape[0] // clean[0].shape[0]
+    first = (torch.arange(L) * width).repeat((1 + copies) * S)
     return ChunkInputs(
         x=x,
         t=torch.cat([clean[1], noisy[1]]),
-        dropped=dropped_G.repeat(2),
+        dropped=dropped_G.repeat(1 + copies),
         rotary=world.dit.rotary(first, (width, x.shape[3], x.shape[4])),
         caption=captions[0],
-        attend=teacher_forcing_slices(S, L, config.sampling.kv_range, n),
-        cross=caption_slices(choice_G.repeat(2).tolist(), captions[1], n),
+        attend=teacher_forcing_slices(S, L, config.sampling.kv_range, n, copies),
+        cross=caption_slices(choice_G.repeat(1 + copies).tolist(), captions[1], n),
     )

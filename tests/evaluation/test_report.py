@@ -82,6 +82,7 @@ def test_every_measure_has_its_n(report: Report) -> None:
     assert effect["dreamed_with_real_actions"]["n"] == 3 * 20
     for kind in ("prompts", "paraphrases_seen", "paraphrases_unseen"):
         assert effect["drawn_actions"][kind]["n"] == 2 * 2
+        assert len(effect["drawn_actions"][kind]["by_chunk"]) == 2
     unseen = effect["drawn_actions"]["paraphrases_unseen"]["phrases"]
     assert sum(row["n"] for row in unseen.values()) == 4
     assert set(unseen) <= {"now stand still", "now strafe left", "now strafe right"}
@@ -133,7 +134,7 @@ def test_the_card_gets_numbers_and_keeps_the_rest(
     assert after["sweep_period"] == world.card["sweep_period"] == 40
     assert after["evaluation"]["termination"]["auc"] == report["termination"]["auc"]
     text = json.dumps(after["evaluation"])
-    assert not any(f'"{name}"' in text for name in ("phrases", "confusion", "calibration"))
+    assert not any(f'"{name}"' in text for name in ("phrases", "confusion", "by_chunk"))
     assert [path.name for path in folder.iterdir() if "partial" in path.name] == []
 
 
