@@ -15,9 +15,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
 
-# No window, no spinning threads, and nothing imported by accident from the current folder.
+# No window, and nothing imported by accident from the current folder.
 export SDL_VIDEODRIVER ?= dummy
-export OMP_WAIT_POLICY ?= passive
 export PYTHONSAFEPATH ?= 1
 
 .PHONY: demo test slow lint train-doom

@@ -17,13 +17,14 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from numbers import Real
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from magi_world.errors import CheckpointError, ConfigError, NotReset, PromptError, ResetOptionError
+from magi_world.errors import ConfigError, NotReset, PromptError, ResetOptionError
+from magi_world.sampling import saved_state
 from magi_world.sampling.chunk import Chunk, concatenate, fast
 from magi_world.sampling.kv_cache import KVCache
 from magi_world.sampling.sampler import ChunkSampler, Places
@@ -33,7 +34,16 @@ if TYPE_CHECKING:
 
 Starts = Literal["opening", "any"]
 
-_STATE = ("world", "cache", "time", "ready", "chunk_index", "generators")
+
+class _Start(NamedTuple):
+    """What a slot begins with."""
+
+    cache: KVCache
+    """one slot"""
+    chunk: Chunk
+    """the last chunk of the history"""
+    length: int
+    """chunks of the history"""
 
 
 class Rollout:
@@ -53,9 +63,11 @@ class Rollout:
     cache: KVCache
     chunk_index: Tensor
     """chunks since the reset chunk, int64 `[B]`"""
-    _time: list[int]
-    _ready: list[bool]
-    _starts_of_clips: dict[int, tuple[KVCache, Chunk]]
+    time: list[int]
+    """chunks that each slot's history has held since it began"""
+    ready: list[bool]
+    """which slots were ever reset"""
+    _starts_of_clips: dict[int, "_Start"]
 
     def __init__(
         self,
@@ -96,11 +108,11 @@ class Rollout:
         self.starts = starts
         self.sampler = ChunkSampler(world, self.steps)
         self.generators = [torch.Generator() for _ in range(batch_size)]
-        self._seed(range(batch_size), seeds)
+        self.seed(range(batch_size), seeds)
         self.chunk_index = torch.zeros(batch_size, dtype=torch.int64)
         self.cache = self.sampler.new_cache(batch_size)
-        self._time = [0] * batch_size  # chunks that each slot has seen since its history began
-        self._ready = [False] * batch_size
+        self.time = [0] * batch_size
+        self.ready = [False] * batch_size
         self._starts_of_clips = {}
 
     @property
@@ -108,7 +120,7 @@ class Rollout:
         """Device of the tensors that come out."""
         return self.world.device
 
-    def _seed(self, slots: Sequence[int], seeds: Iterable[int] | None) -> None:
+    def seed(self, slots: Sequence[int], seeds: Iterable[int] | None) -> None:
         if seeds is None:
             for slot in slots:
                 self.generators[slot].seed()
@@ -170,16 +182,16 @@ class Rollout:
         return torch.stack(noise).to(self.device) * self.temperature
 
     def _places(self, slots: Sequence[int]) -> Places:
-        return Places(self.cache, slots, [self._time[slot] for slot in slots])
+        return Places(self.cache, slots, [self.time[slot] for slot in slots])
 
     def _advance(self, slots: Sequence[int]) -> None:
         self.cache.advance(slots)
         for slot in slots:
-            self._time[slot] += 1
+            self.time[slot] += 1
         self.chunk_index[list(slots)] += 1
 
     def _require_ready(self, slots: Iterable[int]) -> None:
-        waiting = [slot for slot in slots if not self._ready[slot]]
+        waiting = [slot for slot in slots if not self.ready[slot]]
         if waiting:
             raise NotReset(f"slots {waiting} were never reset: call reset() first")
 
@@ -284,20 +296,29 @@ class Rollout:
                 f"the world {self.world.name!r} has no clips to start from: reset with image, "
                 "video or prompt"
             )
-        if seeds is not None:
-            self._seed(chosen, seeds)
-        rows = []
-        for index, slot in enumerate(chosen):
-            if prompt is not None:
-                rows.append(self._generate_start(slot, prompt))
-            elif history is not None:
-                rows.append(self.sampler.replay(*history, self.cache, slot))
-                self._time[slot] = len(history[1])
+        before = [self.generators[slot].get_state() for slot in chosen]
+        try:
+            if seeds is not None:
+                self.seed(chosen, seeds)
+            if history is not None:
+                begun = [self._replayed(*history)] * len(chosen)
+            elif prompt is not None:
+                begun = [self._generated_start(slot, prompt) for slot in chosen]
             else:
-                rows.append(self._start_from_bank(slot, None if clips is None else clips[index]))
-            self._ready[slot] = True
+                begun = [
+                    self._bank_start(slot, None if clips is None else clips[index])
+                    for index, slot in enumerate(chosen)
+                ]
+        except BaseException:  # the slots go on as if nobody had asked
+            for slot, state in zip(chosen, before, strict=True):
+                self.generators[slot].set_state(state)
+            raise
+        for slot, start in zip(chosen, begun, strict=True):
+            self.cache.copy_slot(slot, start.cache, 0)
+            self.time[slot] = start.length
+            self.ready[slot] = True
             self.chunk_index[slot] = 0
-        return concatenate(rows)
+        return concatenate([start.chunk.clone() for start in begun])
 
     def _check_slots(self, slots: Sequence[int]) -> list[int]:
         chosen = [int(slot) for slot in slots]
@@ -322,43 +343,34 @@ class Rollout:
             )
         return [int(index) for index in given]
 
-    def _start_from_bank(self, slot: int, clip: int | None) -> Chunk:
+    def _bank_start(self, slot: int, clip: int | None) -> "_Start":
         bank = self.world.bank
         if clip is None:
             choices = bank.num_openings if self.starts == "opening" else len(bank)
             clip = int(torch.randint(choices, (), generator=self.generators[slot]))
         if clip not in self._starts_of_clips:
             # the same clip always gives the same keys and values, so they are computed once
-            cache = self.sampler.new_cache(1)
-            chunk = self.sampler.replay(*bank.clip(clip), cache, 0)
-            self._starts_of_clips[clip] = (cache, chunk)
-        cache, chunk = self._starts_of_clips[clip]
-        self.cache.copy_slot(slot, cache, 0)
-        self._time[slot] = bank.clip(clip)[0].shape[0]
-        return chunk.clone()  # the kept one stays
+            self._starts_of_clips[clip] = self._replayed(*bank.clip(clip))
+        return self._starts_of_clips[clip]
 
-    def _generate_start(self, slot: int, prompt: str) -> Chunk:
+    def _replayed(self, latents: Tensor, prompts: Sequence[str | None]) -> "_Start":
+        cache = self.sampler.new_cache(1)
+        return _Start(cache, self.sampler.replay(latents, prompts, cache), len(prompts))
+
+    def _generated_start(self, slot: int, prompt: str) -> "_Start":
         """Generate chunk 0 of a slot under a prompt, with no history."""
-        self.cache.clear(slot)
-        self._time[slot] = 0
-        places = self._places([slot])
+        cache = self.sampler.new_cache(1)
+        places = Places(cache, [0], [0])
         latents = self.sampler.denoise(self._noise([slot]), [prompt], places)
         chunk = self.sampler.clean_pass(latents, [prompt], places)
-        self._advance([slot])
-        return replace(chunk, reward=torch.zeros_like(chunk.reward))
+        cache.advance([0])
+        return _Start(cache, replace(chunk, reward=torch.zeros_like(chunk.reward)), 1)
 
     # ---------------------------------------------------------------- save, restore, branch
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that decides the future: cache, time, generators, counters. All copies."""
-        return {
-            "world": self.world.name,
-            "cache": self.cache.state_dict(),
-            "time": torch.tensor(self._time),
-            "ready": torch.tensor(self._ready),
-            "chunk_index": self.chunk_index.clone(),
-            "generators": torch.stack([g.get_state() for g in self.generators]),
-        }
+        return saved_state.save(self)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a saved state, bit-exactly on the same machine.
@@ -366,23 +378,7 @@ class Rollout:
         Raises:
             CheckpointError: the state is of another world, batch size or geometry, or no state.
         """
-        missing = [key for key in _STATE if key not in state]
-        if missing:
-            raise CheckpointError(f"this is no state of a rollout: it lacks {', '.join(missing)}")
-        if state["world"] != self.world.name:
-            raise CheckpointError(
-                f"a state of {state['world']!r} in a rollout of {self.world.name!r}"
-            )
-        if len(state["time"]) != self.batch_size:
-            raise CheckpointError(
-                f"a state of {len(state['time'])} slots in a rollout of {self.batch_size}"
-            )
-        self.cache.load_state_dict(state["cache"])
-        self._time = [int(time) for time in state["time"]]
-        self._ready = [bool(ready) for ready in state["ready"]]
-        self.chunk_index = state["chunk_index"].clone()
-        for generator, saved in zip(self.generators, state["generators"], strict=True):
-            generator.set_state(saved.clone())  # torch 2.13 crashes on a view with an offset
+        saved_state.restore(self, state)
 
     def fork(self, slots: Sequence[int], seeds: Iterable[int] | None = None) -> "Rollout":
         """Copy slots into a new rollout that shares nothing mutable with this one.
@@ -394,23 +390,7 @@ class Rollout:
         Raises:
             ConfigError: an unknown slot, or not one seed per new slot.
         """
-        chosen = [int(slot) for slot in slots]
-        wrong = [slot for slot in chosen if not 0 <= slot < self.batch_size]
-        if wrong or not chosen:
-            raise ConfigError(f"slots {chosen}: slots of 0…{self.batch_size - 1} are needed")
-        copy = Rollout(
-            self.world, len(chosen), steps=self.steps, temperature=self.temperature,
-            starts=self.starts,
-        )  # fmt: skip
-        for index, slot in enumerate(chosen):
-            copy.cache.copy_slot(index, self.cache, slot)
-            copy.generators[index].set_state(self.generators[slot].get_state())
-        copy._time = [self._time[slot] for slot in chosen]
-        copy._ready = [self._ready[slot] for slot in chosen]
-        copy.chunk_index = self.chunk_index[chosen].clone()
-        if seeds is not None:
-            copy._seed(range(len(chosen)), seeds)
-        return copy
+        return saved_state.fork(self, slots, seeds)
 
 
 def _is_index(value: object, size: int) -> bool:

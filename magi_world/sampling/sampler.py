@@ -90,18 +90,15 @@ class ChunkSampler:
         output = self._forward(latents, sampling.clean_t, captions, rotary, attend, places.cache)
         return self.world.judge(latents, output.hidden, prompts)
 
-    def replay(
-        self, latents: Tensor, prompts: Sequence[str | None], cache: KVCache, slot: int
-    ) -> Chunk:
-        """Clean passes of a whole history `[m, C, P, H, W]` in a slot that is emptied first.
+    def replay(self, latents: Tensor, prompts: Sequence[str | None], cache: KVCache) -> Chunk:
+        """Clean passes of a whole history `[m, C, P, H, W]` in the slot of an empty cache.
 
         Returns the last chunk, with reward 0: what lies before the first step earns nothing.
         """
-        cache.clear(slot)
         for index, prompt in enumerate(prompts):
             x = latents[index : index + 1].to(self.world.device, torch.float32)
-            chunk = self.clean_pass(x, [prompt], Places(cache, [slot], [index]))
-            cache.advance([slot])
+            chunk = self.clean_pass(x, [prompt], Places(cache, [0], [index]))
+            cache.advance([0])
         return replace(chunk, reward=torch.zeros_like(chunk.reward))
 
     def _forward(

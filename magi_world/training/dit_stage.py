@@ -3,8 +3,8 @@
 Flow matching: the noisy copy of a chunk at time t must give the velocity from its noise to the
 chunk. Times follow the sampler's own grid (uniform u through the same map), so most of the training
 lies where few-step sampling evaluates. Histories are clean or carry up to a few percent of noise,
-as in MAGI-1, so that the model bears its own small errors. In some sequences a part of the history
-is what the model itself makes of those chunks, one step ahead: the errors that it must bear are its
+as in MAGI-1, so that the model bears its own small errors. In some batches a part of the history is
+what the model itself makes of those chunks, one step ahead: the errors that it must bear are its
 own, not white noise (scheduled sampling, Bengio et al. 2015).
 
 The chunk in which an episode ends is shown but not learnt: its last frames are a repeated picture
@@ -134,21 +134,18 @@ class DiTStage:
     ) -> Tensor:
         """What the noisy copies see of the sequences: the chunks, or the model's own of some.
 
-        In a sequence that is chosen for it, a share drawn anew of the chunks is generated one step
-        ahead of the real ones before them.
+        In a batch that is chosen for it, a share of each sequence's chunks, drawn anew, is
+        generated one step ahead of the real ones before them.
         """
         S, L = shape
-        chosen_S = torch.rand(S, generator=generator) < self.settings.own_history
-        share_S = torch.rand(S, generator=generator) * chosen_S
-        own_SL = torch.rand(S, L, generator=generator) < share_S[:, None]
-        noise = torch.randn(x_GCPHW.shape, generator=generator)  # drawn in any case, for resuming
-        if not own_SL.any():
+        if torch.rand((), generator=generator) >= self.settings.own_history:
             return x_GCPHW
+        share_S = torch.rand(S, generator=generator)
+        own_SL = torch.rand(S, L, generator=generator) < share_S[:, None]
+        noise = torch.randn(x_GCPHW.shape, generator=generator)
         sampling = self.world.config.sampling
         t_clean = torch.full((S * L,), sampling.clean_t)
-        grid = time_grid(
-            sampling.num_steps, shift=sampling.shift, transform=sampling.transform
-        )
+        grid = time_grid(sampling.num_steps, shift=sampling.shift, transform=sampling.transform)
         generated = noise
         for t, t_next in itertools.pairwise(grid):
             inputs = teacher_forced_inputs(

@@ -72,9 +72,7 @@ def learning_rate(step: int, settings: StageSettings) -> float:
     return settings.learning_rate * min(warmup, (settings.steps - step) / tail, 1.0)
 
 
-def make_optimizers(
-    module: nn.Module, settings: StageSettings
-) -> dict[str, torch.optim.Optimizer]:
+def make_optimizers(module: nn.Module, settings: StageSettings) -> dict[str, torch.optim.Optimizer]:
     """Optimisers of all parameters that learn, by the name that their state has in a checkpoint."""
     hidden: list[nn.Parameter] = []
     decay: list[nn.Parameter] = []

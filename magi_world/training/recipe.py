@@ -29,7 +29,7 @@ class DiTSettings(StageSettings):
     caption_dropout: float = 0.1
     history_noise: float = 0.05
     own_history: float = 0.0
-    """share of the sequences whose history is in part the model's own"""
+    """share of the batches whose history is in part the model's own"""
     copies: int = 1
     """noisy copies of every chunk"""
     paraphrases: int = 4

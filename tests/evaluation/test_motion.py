@@ -21,7 +21,7 @@ from magi_world.training.episodes import EpisodeData
 
 
 def wave(shift: float, count: int = 3) -> Tensor:
-    """Pictures float32 `[1, count, 64, 64]` of a wave that moves to the right by `shift` a frame."""
+    """Pictures float32 `[1, count, 64, 64]` of a wave that moves right by `shift` a frame."""
     columns = np.arange(64)
     rows = [127 + 100 * np.sin((columns - shift * t) * 2 * np.pi / 32) for t in range(count)]
     pictures = np.stack(rows)[None, :, None, :].repeat(64, axis=2)

@@ -126,7 +126,7 @@ def aged(world: World, age: int) -> tuple[Rollout, list[Tensor]]:
     rollout = world.rollout(1, seeds=[3])
     rollout.reset()
     rollout.cache.clear(0)
-    rollout._time = [age]
+    rollout.time = [age]
     generator = torch.Generator().manual_seed(0)
     given = [torch.randn(1, *world.config.latent_shape, generator=generator) for _ in range(3)]
     for latents, prompt in zip(given, PROMPTS, strict=True):

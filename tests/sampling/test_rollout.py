@@ -57,7 +57,7 @@ def unchanged(rollout: Rollout, twin: Rollout) -> bool:
     same = (
         torch.equal(generators(rollout), generators(twin))
         and torch.equal(rollout.chunk_index, twin.chunk_index)
-        and rollout._time == twin._time
+        and rollout.time == twin.time
         and rollout.cache.filled == twin.cache.filled
         and rollout.cache.scratch == twin.cache.scratch
     )
@@ -288,6 +288,25 @@ def test_an_observe_that_breaks_changes_nothing(
 
 
 @pytest.mark.parametrize(
+    ("options", "call"),
+    [
+        ({"prompt": LEFT}, 2),  # in the second slot, behind the first one's noise
+        ({"video": pictures(8)}, 1),
+        ({"clip": 1}, 0),
+        ({"prompt": LEFT, "seeds": [7, 8]}, 0),
+    ],
+)
+def test_a_reset_that_breaks_changes_nothing(
+    tiny_world: World, break_at: Any, options: dict[str, Any], call: int
+) -> None:
+    rollout, twin = ready(tiny_world, 2, 1), ready(tiny_world, 2, 1)
+    break_at(call, Broken())
+    with pytest.raises(Broken):
+        rollout.reset(**options)
+    assert unchanged(rollout, twin)
+
+
+@pytest.mark.parametrize(
     ("options", "error", "words"),
     [
         ({"clip": 0, "prompt": LEFT}, ResetOptionError, r"at most one of .*\['clip', 'prompt'\]"),
@@ -394,7 +413,7 @@ def test_the_first_chunk_is_the_decoded_end_of_the_clip(tiny_world: World) -> No
     assert (chunk.reward == 0).all() and not chunk.terminated.any()
     assert rollout.chunk_index.tolist() == [0, 0, 0]
     assert rollout.cache.filled == [1, 3, 3]  # a KV range of 4 keeps the last 3 chunks
-    assert rollout._time == [1, 3, 4]
+    assert rollout.time == [1, 3, 4]
 
 
 @pytest.mark.parametrize("index", [np.int64(2), torch.tensor(2), [2, 2], np.array([2, 2])])
@@ -509,7 +528,7 @@ def test_a_history_is_its_chunks_observed(tiny_world: World, chunks: int) -> Non
     rollout, other = ready(tiny_world, 1), ready(tiny_world, 1)
     rollout.reset(video=video, prompts=prompts)
     other.cache.clear(0)
-    other._time = [0]
+    other.time = [0]
     for index, prompt in enumerate(prompts):
         other.observe(tiny_world.encode(video[None, 4 * index : 4 * index + 4]), [prompt])
     for _ in range(5):

@@ -105,8 +105,10 @@ def test_the_optimizer_takes_the_rate_of_the_step(tmp_path: Path) -> None:
     stage = Line()
     run = trainer(stage, tmp_path)
     rates: list[float] = []
-    step = run.optimizer.step
-    run.optimizer.step = lambda: rates.append(run.optimizer.param_groups[1]["lr"]) or step()  # type: ignore[assignment, func-returns-value]
+    step = run.optimizers["optimizer"].step
+    run.optimizers["optimizer"].step = lambda: (
+        rates.append(run.optimizers["optimizer"].param_groups[1]["lr"]) or step()
+    )  # type: ignore[assignment, func-returns-value]
     run.run()
     assert rates == [learning_rate(step, SETTINGS) for step in range(6)]
 
@@ -189,8 +191,9 @@ def test_the_average_follows_the_weights(tmp_path: Path) -> None:
     run = trainer(stage, tmp_path)
     expected = weights(stage.module)
     seen: list[dict[str, Tensor]] = []
-    step = run.optimizer.step
-    run.optimizer.step = lambda: step() or seen.append(weights(stage.module))  # type: ignore[assignment, func-returns-value]
+    optimizer = run.optimizers["optimizer"]
+    step = optimizer.step
+    optimizer.step = lambda: step() or seen.append(weights(stage.module))  # type: ignore[assignment, func-returns-value]
     run.run()
     for count, raw in enumerate(seen, start=1):
         decay = min(0.9, (1 + count) / (10 + count))
@@ -228,7 +231,7 @@ def test_the_raw_weights_come_back(tmp_path: Path) -> None:
 
 def test_decay_is_for_matrices_only(tmp_path: Path) -> None:
     run = trainer(Line(), tmp_path)
-    decayed, plain = run.optimizer.param_groups
+    decayed, plain = run.optimizers["optimizer"].param_groups
     assert decayed["weight_decay"] == 0.01 and plain["weight_decay"] == 0.0
     assert {p.ndim for p in decayed["params"]} == {2} and {p.ndim for p in plain["params"]} == {1}
 
@@ -248,14 +251,14 @@ def test_gradients_are_clipped(tmp_path: Path) -> None:
     stage.change = lambda call, loss: loss * 1e6
     run = trainer(stage, tmp_path)
     norms: list[float] = []
-    step = run.optimizer.step
+    step = run.optimizers["optimizer"].step
 
     def spy() -> None:
         gradients = [p.grad.flatten() for p in stage.module.parameters() if p.grad is not None]
         norms.append(float(torch.cat(gradients).norm()))
         step()
 
-    run.optimizer.step = spy  # type: ignore[assignment]
+    run.optimizers["optimizer"].step = spy  # type: ignore[assignment]
     run.run()
     assert norms == pytest.approx([1.0] * 6, rel=1e-3)
 

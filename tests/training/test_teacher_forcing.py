@@ -26,17 +26,22 @@ S, L = 2, 7  # sequences, and more chunks in each than the KV range of 4
 SHAPE = (16, 1, 8, 8)
 
 
-@given(st.integers(1, 3), st.integers(1, 6), st.integers(1, 7), st.integers(1, 2))
-def test_who_sees_whom(sequences: int, length: int, kv_range: int, tokens: int) -> None:
-    slices = teacher_forcing_slices(sequences, length, kv_range, tokens)
-    half = sequences * length
-    rows = 2 * half * tokens
-    mask = dense_mask(slices, rows, rows).view(2 * half, tokens, 2 * half, tokens)
-    for query, key in itertools.product(range(2 * half), repeat=2):
-        (s, i), (other, j) = divmod(query % half, length), divmod(key % half, length)
-        if key >= half:  # a noisy copy is seen by itself alone
+@given(
+    st.integers(1, 3), st.integers(1, 6), st.integers(1, 7), st.integers(1, 2), st.integers(1, 3)
+)
+def test_who_sees_whom(
+    sequences: int, length: int, kv_range: int, tokens: int, copies: int
+) -> None:
+    slices = teacher_forcing_slices(sequences, length, kv_range, tokens, copies)
+    clean = sequences * length
+    chunks = (1 + copies) * clean
+    rows = chunks * tokens
+    mask = dense_mask(slices, rows, rows).view(chunks, tokens, chunks, tokens)
+    for query, key in itertools.product(range(chunks), repeat=2):
+        (s, i), (other, j) = divmod(query % clean, length), divmod(key % clean, length)
+        if key >= clean:  # a noisy copy is seen by itself alone
             sees = query == key
-        elif query < half:  # clean by clean: itself and what came before, within the range
+        elif query < clean:  # clean by clean: itself and what came before, within the range
             sees = s == other and i - kv_range < j <= i
         else:
             sees = s == other and i - kv_range < j < i
@@ -77,7 +82,7 @@ def forced(world: World, clean: Tensor, noisy: Tensor, t: float = 0.0) -> DiTOut
         world,
         (S, L),
         clean=(clean, torch.full((S * L,), world.config.sampling.clean_t)),
-        noisy=(noisy, torch.full((S * L,), t)),
+        noisy=(noisy, torch.full((len(noisy),), t)),
         captions=captions,
         choice_G=CHOICE,
         dropped_G=CHOICE == 3,
@@ -99,7 +104,7 @@ def test_a_forced_chunk_is_a_cached_chunk(tiny_world: World, chunk_width: int) -
     rollout.reset(prompt=PROMPTS[0])
     for slot in range(S):
         rollout.cache.clear(slot)
-    rollout._time = [0] * S
+    rollout.time = [0] * S
     real, start = (x.unflatten(0, (S, L)) for x in (clean, noise))
     choice = CHOICE.view(S, L)
     for i in range(L):
@@ -128,6 +133,14 @@ def test_no_chunk_sees_its_own_future(tiny_world: World) -> None:
             other_clean[i - 1] += 1.0
             changed = forced(tiny_world, other_clean, other_noisy, 0.3).velocity[S * L :]
             assert (changed[i] - base[i]).abs().max() > 1e-4  # its past it sees
+
+
+def test_several_noisy_copies_do_not_see_each_other(tiny_world: World) -> None:
+    clean, one, other = draw(0), draw(1), draw(2)
+    both = forced(tiny_world, clean, torch.cat([one, other]), 0.3).velocity
+    torch.testing.assert_close(both[: 2 * S * L], forced(tiny_world, clean, one, 0.3).velocity)
+    alone = forced(tiny_world, clean, other, 0.3).velocity
+    torch.testing.assert_close(both[2 * S * L :], alone[S * L :])
 
 
 def test_time_starts_with_each_sequence(tiny_world: World) -> None:

@@ -15,7 +15,7 @@ from rich.console import Console
 from torch import Tensor
 
 from magi_world.checkpoints.tensors import read_tensors
-from magi_world.errors import DatasetError, RecipeError
+from magi_world.errors import CheckpointError, DatasetError, RecipeError
 from magi_world.training import run
 from magi_world.training.dit_stage import DiTStage
 from magi_world.training.episodes import FIRST_SEED, EpisodeData
@@ -317,6 +317,71 @@ def test_a_store_of_other_data_is_refused(recipe: Recipe, data: Path, tmp_path: 
         train(recipe, other, tmp_path / "run", stages=["vae"], resume=True)
 
 
+# -------------------------------------------------------------------- beginning with a world
+
+
+def test_a_run_may_begin_with_a_world(
+    trained: Path, recipe: Recipe, data: Path, tmp_path: Path
+) -> None:
+    """The VAE and the scale stay, the DiT goes on from where it was."""
+    gentle = replace(recipe, dit=replace(recipe.dit, steps=1, learning_rate=1e-9))
+    world = train(gentle, data, tmp_path, stages=["dit"], init=trained / "world")
+    before, after = tensors_of(trained / "world"), tensors_of(tmp_path / "world")
+    assert not (tmp_path / "vae.checkpoint.safetensors").exists()
+    for name in before:
+        if name.startswith(("vae", "dit", "text", "outcome")):
+            assert torch.equal(before[name], after[name]), name
+    first = load(trained / "world")
+    assert world.config.sampling == first.config.sampling
+    assert world.card["training"]["begun_with"] == first.card["training"]
+    assert world.card["training"]["dit_steps"] == 1
+    again = train(
+        gentle, data, tmp_path, stages=["dit", "outcome"], init=trained / "world", resume=True
+    )
+    assert again.card["training"]["outcome_steps"] == 4
+
+
+def test_a_world_of_another_shape_is_no_beginning(
+    trained: Path, recipe: Recipe, data: Path, tmp_path: Path
+) -> None:
+    assert recipe.config.outcome is not None
+    wider = replace(recipe.config, outcome=replace(recipe.config.outcome, hidden_size=48))
+    with pytest.raises(CheckpointError, match="cannot be begun with"):
+        train(replace(recipe, config=wider), data, tmp_path, init=trained / "world")
+    bare = replace(recipe.config, outcome=None)
+    train(replace(recipe, config=bare), data, tmp_path / "bare")
+    with pytest.raises(CheckpointError, match="no outcome to begin with"):
+        train(recipe, data, tmp_path / "full", init=tmp_path / "bare" / "world")
+
+
+# -------------------------------------------------------------------- histories of its own
+
+
+def test_histories_are_in_part_the_models_own(trained: Path, recipe: Recipe) -> None:
+    world, store = load(trained / "world"), open_store(trained / "store")
+    stages = {
+        share: DiTStage(world, store, replace(recipe.dit, own_history=share, copies=2))
+        for share in (0.0, 1.0)
+    }
+    seen = {}
+    for share, stage in stages.items():
+        given: list[Tensor] = []
+        history = stage._history
+
+        def spy(x: Tensor, *rest: Any, history: Any = history, given: Any = given) -> Tensor:
+            out: Tensor = history(x, *rest)
+            given.append((out != x).flatten(1).any(1))
+            return out
+
+        stage._history = spy  # type: ignore[method-assign]
+        for seed in range(6):
+            loss, _ = stage.loss(torch.Generator().manual_seed(seed))
+            assert loss.isfinite() and loss.requires_grad
+        seen[share] = torch.cat(given).float().mean().item()
+    assert seen[0.0] == 0.0
+    assert 0.2 < seen[1.0] < 0.8
+
+
 # -------------------------------------------------------------------- other data, other recipes
 
 
@@ -438,7 +503,7 @@ def test_examples_are_generated_one_step_ahead(trained: Path, tmp_path: Path) ->
     rollout.reset(prompt="rest")
     for slot in range(S):
         rollout.cache.clear(slot)
-    rollout._time = [0] * S
+    rollout.time = [0] * S
     by_time = [t.unflatten(0, (S, L)) for t in (real, noise, x)]
     probability = judged.termination_probability.view(S, L)
     for i in range(L):
