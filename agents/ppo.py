@@ -3,7 +3,8 @@
 After each chunk the world says how probable an end was; by default the agent learns from that
 probability and not from the world's draw, see :func:`advantages`. What is saved is a running
 average of the weights: two neighbouring updates of one run can play very differently, their
-average does not. `agents/ppo_agent.py` holds the network and the agent that plays.
+average does not. `agents/ppo_actor.py` plays the dream during training, `agents/ppo_agent.py`
+holds the network and the agent that is saved.
 
 Shape suffixes: T chunks of one update, B slots, N samples (T * B or a part of them), A actions,
 C channels of a stack (chunks in view times channels of one chunk, c), Z latent channels, P latent
@@ -13,7 +14,6 @@ frames of a chunk, h and w the latent grid.
 import copy
 import json
 import time
-from collections import deque
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -23,16 +23,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
-from magi_world.agents.ppo_agent import (
-    Network,
-    PPOAgent,
-    build_network,
-    extend_history,
-    flatten_chunk,
-    start_history,
-)
+from magi_world.agents.ppo_actor import Actor, Samples
+from magi_world.agents.ppo_agent import Network, PPOAgent, build_network
 from magi_world.errors import AgentError, ConfigError
-from magi_world.sampling.chunk import Chunk
 from magi_world.world import World
 
 
@@ -152,93 +145,6 @@ def advantages(
         later_B = error_B + gae_lambda * discount_B * ~cut_TB[t] * later_B
         advantage_TB[t] = later_B
     return advantage_TB
-
-
-@dataclass
-class Samples:
-    """What one update learns from; every field is a tensor `[T, B, ...]`."""
-
-    stack: Tensor
-    action: Tensor
-    logp: Tensor
-    value: Tensor
-    next_value: Tensor
-    reward: Tensor
-    continues: Tensor
-    cut: Tensor
-
-
-class Actor:
-    """The side of the training that plays: a rollout, its histories and its running episodes."""
-
-    def __init__(self, world: World, args: Args, generator: torch.Generator) -> None:
-        self.args = args
-        self.generator = generator
-        self.prompts: list[str] = world.card["prompts"]
-        self.horizon = args.horizon or int(world.card["horizon"])
-        self.full_reward = float(world.card["reward_range"][1])
-        self.rollout = world.rollout(
-            args.num_slots,
-            seeds=[args.seed * 100_000 + i for i in range(args.num_slots)],
-            steps=args.denoising_steps,
-            temperature=args.temperature,
-            starts=args.starts,
-        )
-        self.stack_BChw = start_history(self.see(self.rollout.reset().latents), args.history)
-        self.return_B = torch.zeros(args.num_slots)
-        self.recent: deque[tuple[float, int]] = deque(maxlen=100)
-        """return and length in chunks of the last episodes"""
-
-    def see(self, latents_BZPhw: Tensor) -> Tensor:
-        """Flatten a chunk and blur it with the noise that the agent learns under."""
-        chunk_Bchw = flatten_chunk(latents_BZPhw)
-        noise_Bchw = torch.empty_like(chunk_Bchw).normal_(generator=self.generator)
-        return chunk_Bchw + self.args.observation_noise * noise_Bchw
-
-    def reward(self, chunk: Chunk) -> tuple[Tensor, Tensor]:
-        """Return the reward that is learned from and the share that goes on, float32 `[B]` each."""
-        ended_B = chunk.terminated.float()
-        if self.args.expected_termination:
-            ended_B = chunk.termination_probability
-        reward_B = -ended_B if self.args.reward == "penalty" else chunk.reward / self.full_reward
-        for name, weight in self.args.signal_weights.items():
-            reward_B = reward_B + weight * chunk.signals[name]
-        return reward_B, 1.0 - ended_B
-
-    @torch.no_grad()
-    def collect(self, network: Network) -> Samples:
-        """Play `num_steps` chunks in every slot; slots that end begin again at once."""
-        rows: list[tuple[Tensor, ...]] = []
-        for _ in range(self.args.num_steps):
-            stack_BChw = self.stack_BChw
-            logp_BA, value_B = network(stack_BChw)
-            action_B1 = torch.multinomial(logp_BA.exp(), 1, generator=self.generator)
-            chunk = self.rollout.step([self.prompts[a] for a in action_B1.squeeze(1).tolist()])
-            cut_B = chunk.terminated | (self.rollout.chunk_index >= self.horizon).to(logp_BA.device)
-            self.stack_BChw = extend_history(stack_BChw, self.see(chunk.latents))
-            self.return_B += chunk.reward.cpu()
-            final_value_B = torch.zeros_like(value_B)
-            if slots := cut_B.nonzero().squeeze(1).tolist():
-                final_value_B[slots] = network(self.stack_BChw[slots])[1]
-                self.restart(slots)
-            logp_B = logp_BA.gather(1, action_B1).squeeze(1)
-            reward_B, continue_B = self.reward(chunk)
-            rows.append(
-                (stack_BChw, action_B1.squeeze(1), logp_B, value_B, final_value_B, reward_B,
-                 continue_B, cut_B)
-            )  # fmt: skip
-        samples = Samples(*(torch.stack(column) for column in zip(*rows, strict=True)))
-        following_TB = torch.cat([samples.value[1:], network(self.stack_BChw)[1][None]])
-        samples.next_value = torch.where(samples.cut, samples.next_value, following_TB)
-        return samples
-
-    def restart(self, slots: list[int]) -> None:
-        """Note the episodes that ended in these slots and begin new ones."""
-        lengths = self.rollout.chunk_index[slots].tolist()
-        self.recent.extend(zip(self.return_B[slots].tolist(), lengths, strict=True))
-        self.return_B[slots] = 0.0
-        first = self.rollout.reset(slots=slots)
-        self.stack_BChw[slots] = start_history(self.see(first.latents), self.args.history)
 
 
 def learn(

@@ -81,7 +81,7 @@ class World:
         return {name: module for name, module in parts.items() if module is not None}
 
     def to(self, device: str | torch.device | None = None, dtype: str | None = None) -> "World":
-        """Move the world, in place.
+        """Move the world, in place; rollouts that it gave before refuse to go on.
 
         Args:
             device: None leaves it.

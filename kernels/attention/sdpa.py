@@ -146,9 +146,16 @@ def attention_sdpa(
         q = _take(q_THD, group.q_start, group.q_rows, group.count)
         k = _take(k_TGD, group.k_start, group.k_rows, group.count)
         v = _take(v_TGD, group.k_start, group.k_rows, group.count)
-        if share > 1:
-            k, v = k.repeat_interleave(share, dim=1), v.repeat_interleave(share, dim=1)
-        out, lse = _group_attention(q, k, v, group.mask, scale)
+        if share > 1 and (group.mask is None or group.mask.shape[-2] == 1):
+            # all rows see the same keys: heads that share keys become more rows, no key is copied
+            folded = q.unflatten(1, (-1, share)).flatten(2, 3)
+            out, lse = _group_attention(folded, k, v, group.mask, scale)
+            out = out.unflatten(2, (share, -1)).flatten(1, 2)
+            lse = lse.unflatten(2, (share, -1)).flatten(1, 2)
+        else:
+            if share > 1:
+                k, v = k.repeat_interleave(share, dim=1), v.repeat_interleave(share, dim=1)
+            out, lse = _group_attention(q, k, v, group.mask, scale)
         if group.dead is not None:
             out = out.masked_fill(group.dead[:, None, :, None], 0.0)
             lse = lse.masked_fill(group.dead[:, None], -math.inf)

@@ -39,7 +39,7 @@ def rollout(
 def env(
     world: World = "doom-take-cover",
     num_envs: Annotated[str, typer.Option(help="Numbers of slots, with commas between.")] = "1,32",
-    chunks: Annotated[int, typer.Option(min=1, help="Timed chunks of each measurement.")] = 200,
+    chunks: Annotated[int, typer.Option(min=1, help="Timed chunks of each measurement.")] = 100,
     steps: Steps = None,
     seed: Seed = 0,
     device: Device = None,

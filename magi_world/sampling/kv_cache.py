@@ -20,7 +20,7 @@ from magi_world.kernels.attention import AttnSlices
 from magi_world.models.layers import KVMemory
 
 
-@lru_cache(maxsize=512)
+@lru_cache(maxsize=64)
 def _ring_slices(
     visible: tuple[tuple[int, tuple[int, ...]], ...], places: int, tokens: int
 ) -> AttnSlices:

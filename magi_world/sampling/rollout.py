@@ -153,6 +153,7 @@ class Rollout:
         Raises:
             NotReset: a slot was never reset.
             PromptError: a prompt that cannot be used, or not one a slot.
+            ConfigError: the world was moved to another device or dtype since.
         """
         self._require_ready(range(self.batch_size))
         if isinstance(prompts, str) or len(prompts) != self.batch_size:
@@ -190,7 +191,16 @@ class Rollout:
             self.time[slot] += 1
         self.chunk_index[list(slots)] += 1
 
+    def _require_unmoved(self) -> None:
+        keys = self.cache.keys_LRKD
+        if keys.dtype != self.world.dit.block_dtype or keys.device != self.world.device:
+            raise ConfigError(
+                f"the world was moved to {self.world.dit.block_dtype} on {self.world.device}, this "
+                f"rollout began with {keys.dtype} on {keys.device}: make a new one"
+            )
+
     def _require_ready(self, slots: Iterable[int]) -> None:
+        self._require_unmoved()
         waiting = [slot for slot in slots if not self.ready[slot]]
         if waiting:
             raise NotReset(f"slots {waiting} were never reset: call reset() first")
@@ -276,7 +286,9 @@ class Rollout:
 
         Raises:
             ResetOptionError: two starts at once, or one that cannot be used.
+            ConfigError: the world was moved to another device or dtype since.
         """
+        self._require_unmoved()
         chosen = list(range(self.batch_size)) if slots is None else self._check_slots(slots)
         given = {"clip": clip, "image": image, "video": video, "prompt": prompt}
         named = [name for name, value in given.items() if value is not None]

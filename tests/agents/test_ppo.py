@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from magi_world.agents.ppo import Actor, Args, advantages, blend, train
+from magi_world.agents.ppo import Args, advantages, blend, train
+from magi_world.agents.ppo_actor import Actor
 from magi_world.agents.ppo_agent import (
     PPOAgent,
     build_network,
@@ -22,6 +23,7 @@ from magi_world.agents.ppo_agent import (
     flatten_chunk,
     start_history,
 )
+from magi_world.checkpoints.world_format import Bank
 from magi_world.errors import AgentError, ConfigError, NotReset
 from magi_world.world import World
 
@@ -29,7 +31,7 @@ PROMPTS = ["stand still", "strafe left", "strafe right"]
 SHAPE = (16, 1, 4, 4)
 SMALL: dict[str, Any] = {
     "total_steps": 512, "num_slots": 8, "num_steps": 16, "history": 2, "channels": (8, 8),
-    "hidden": 16, "minibatches": 2,
+    "hidden": 16, "minibatches": 2, "starts": "opening",
 }  # fmt: skip
 
 
@@ -45,6 +47,7 @@ class Fork:
         self.chunk_index = torch.zeros(slots, dtype=torch.int64)
         self.open_B = torch.zeros(slots, dtype=torch.int64)
         self.resets: list[list[int]] = []
+        self.clips: list[int] = []
 
     def _look(self, slots: Sequence[int]) -> Tensor:
         latents = torch.zeros(len(slots), *SHAPE)
@@ -54,9 +57,9 @@ class Fork:
             latents[row, 0, 0, :, half] = 2.0
         return latents
 
-    def reset(self, slots: Sequence[int] | None = None) -> SimpleNamespace:
-        slots = range(len(self.generators)) if slots is None else slots
+    def reset(self, slots: Sequence[int], clip: Sequence[int] | None = None) -> SimpleNamespace:
         self.resets.append(list(slots))
+        self.clips += clip or []
         self.chunk_index[list(slots)] = 0
         return SimpleNamespace(latents=self._look(slots))
 
@@ -84,6 +87,11 @@ class ForkWorld:
         self.card = {"prompts": PROMPTS, "horizon": horizon, "reward_range": [0, 4]}
         heads = SimpleNamespace(signals=("damage",)) if outcome else None
         self.config = SimpleNamespace(latent_shape=SHAPE, outcome=heads)
+        # clips of one and of three chunks; every chunk holds the number of its clip and its place
+        lengths = (1, 3, 3)
+        places = [torch.arange(float(n)).view(n, 1, 1, 1, 1) for n in lengths]
+        latents = tuple(10.0 * i + p.expand(-1, *SHAPE) for i, p in enumerate(places))
+        self.bank = Bank(latents, tuple(("stand still",) * n for n in lengths), 1)
         self.danger = danger
         self.asked: dict[str, Any] = {}
 
@@ -242,6 +250,18 @@ def test_actor_restarts_only_the_slots_that_ended() -> None:
     assert len(actor.recent) == sum(map(len, cuts))
 
 
+def test_clips_of_the_bank_bring_their_history() -> None:
+    world = fork_world(danger=0.0, horizon=5)
+    actor, samples, _ = collect(world, starts="any", num_slots=40)
+    rollout: Any = actor.rollout
+    assert set(rollout.clips) == {0, 1, 2} and len(rollout.clips) == 4 * 40
+    for step in (0, 5, 10):
+        begun = samples.stack[step].unflatten(1, (2, 16))
+        first = rollout.clips[8 * step : 8 * step + 40]
+        places = [[0.0, 0.0] if clip == 0 else [10.0 * clip + 1, 10.0 * clip + 2] for clip in first]
+        assert begun[:, :, 0, 0, 0].tolist() == places
+
+
 @pytest.mark.parametrize("expected", [True, False])
 def test_what_is_learned_from(expected: bool) -> None:
     world = fork_world(danger=0.5)
@@ -273,12 +293,12 @@ def test_settings_reach_the_rollout() -> None:
 def test_learns_to_take_the_open_side(expected: bool, tmp_path: Path) -> None:
     args = Args(
         seed=1, total_steps=4_000, num_slots=16, num_steps=16, history=2, channels=(8, 8),
-        hidden=32, learning_rate=2e-3, expected_termination=expected,
+        hidden=32, learning_rate=2e-3, expected_termination=expected, starts="opening",
     )  # fmt: skip
     agent = train(fork_world(), args, tmp_path, show=False)
     rollout = Fork(64, range(64), 1.0)
     agent.reset(64)
-    latents = rollout.reset().latents
+    latents = rollout.reset(range(64)).latents
     right = 0
     for _ in range(5):
         actions = agent.act(latents)

@@ -731,6 +731,17 @@ def test_bfloat16_runs(tiny_world_path: Any, tiny_world: World) -> None:
 # -------------------------------------------------------------------- states and forks
 
 
+def test_a_rollout_does_not_follow_its_world(tiny_world_path: Any) -> None:
+    world = load(tiny_world_path)
+    rollout = ready(world, 1, 0)
+    world.to(dtype="bfloat16")
+    for call in (lambda: rollout.step([LEFT]), rollout.reset):
+        with pytest.raises(ConfigError, match=r"moved to torch.bfloat16 .* make a new one"):
+            call()
+    world.to(dtype="float32")
+    rollout.step([LEFT])
+
+
 def test_states_of_other_rollouts_are_refused(tiny_world: World) -> None:
     rollout, twin = ready(tiny_world), ready(tiny_world)
     state = rollout.state_dict()
