@@ -120,7 +120,8 @@ def train_world(
 
 
 def _begin_with(world: World, first: World, but: Sequence[str] = ()) -> None:
-    """Copy the weights of an earlier world, but those of some parts."""
+    """Copy the weights of an earlier world, but those of some parts; and what its card says of the
+    real game, if that is the same."""
     modules, known = world.modules(), first.modules()
     for part in sorted(modules.keys() - set(but)):
         if part not in known:
@@ -130,6 +131,9 @@ def _begin_with(world: World, first: World, but: Sequence[str] = ()) -> None:
         except RuntimeError as error:  # torch names every tensor that does not fit
             raise CheckpointError(f"{first.name!r} cannot be begun with: {error}") from None
     world.card["training"]["begun_with"] = first.card.get("training", {})
+    if first.card["game"] == world.card["game"]:
+        facts = {key: first.card[key] for key in ("sweep_period", "sweeps") if key in first.card}
+        world.card |= facts
 
 
 def _refuse_stale(stage: str, out: Path) -> None:
