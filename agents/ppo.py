@@ -49,8 +49,9 @@ class Args:
     """denoising steps of a chunk; None is the world's own number"""
     starts: Literal["opening", "any"] = "any"
     """where episodes begin: "opening", or "any" clip of the bank"""
-    horizon: int | None = None
-    """chunks after which a slot is cut off and reset; None is the card's horizon"""
+    horizon: int | None = 8
+    """chunks after which a slot is cut off and reset, with its value behind the cut counted; short,
+    because what was not in the clip fades from a dream. None is the card's horizon"""
     reward: Literal["penalty", "survival"] = "penalty"
     """what is learned from: "penalty" is -1 at the end, "survival" the share of a chunk survived"""
     expected_termination: bool = True
@@ -88,8 +89,10 @@ class Args:
     """longest gradient; longer ones are scaled down"""
     average: float = 0.95
     """decay of the running average of the weights, per update; young averages decay faster"""
-    greedy: bool = True
-    """how the saved agent plays unless told otherwise: the most probable action, or sampled"""
+    greedy: bool = False
+    """how the saved agent plays unless told otherwise: the most probable action, or sampled. Where
+    nothing threatens all actions are equally good, and an agent that then always takes the same one
+    is an easy aim"""
     save_minutes: float = 2.0
     """minutes between two checkpoints"""
 

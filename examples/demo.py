@@ -66,6 +66,11 @@ def film(
     return np.concatenate(reel)
 
 
+def has_signal(world: World, name: str) -> bool:
+    """Whether the world predicts a signal of that name beside reward and termination."""
+    return world.config.outcome is not None and name in world.config.outcome.signals
+
+
 def verdict(rows: Sequence[Row]) -> str:
     """Say whether the fresh agent beat random play in the real game."""
     random, fresh = rows[:2]
@@ -101,6 +106,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         seed=given.seed,
         total_steps=given.steps,
         minutes=None if given.steps else given.minutes,
+        # a hit that does not kill is worth avoiding too; it never counts in a score
+        signal_weights={"damage": -0.5} if has_signal(world, "damage") else {},
     )
     agent = train(world, args, given.out / "agent")
 

@@ -31,7 +31,7 @@ PROMPTS = ["stand still", "strafe left", "strafe right"]
 SHAPE = (16, 1, 4, 4)
 SMALL: dict[str, Any] = {
     "total_steps": 512, "num_slots": 8, "num_steps": 16, "history": 2, "channels": (8, 8),
-    "hidden": 16, "minibatches": 2, "starts": "opening",
+    "hidden": 16, "minibatches": 2, "starts": "opening", "horizon": None,
 }  # fmt: skip
 
 
@@ -321,7 +321,7 @@ def test_training_repeats_and_leaves_random_state_alone(tmp_path: Path) -> None:
 
 def test_training_in_a_real_rollout_repeats(tiny_world: World, tmp_path: Path) -> None:
     """The tiny world ends slots by draw and by horizon, from openings and from later clips."""
-    args = Args(**(SMALL | {"total_steps": 256, "temperature": 1.2}))
+    args = Args(**(SMALL | {"total_steps": 256, "temperature": 1.2, "starts": "any"}))
     for name in ("a", "b"):
         agent = train(tiny_world, args, tmp_path / name, show=False)
     files = [(tmp_path / name / "agent.safetensors").read_bytes() for name in "ab"]
@@ -342,7 +342,7 @@ def test_training_writes_its_folder(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert Args(**(described["args"] | {"channels": (8, 8)})) == Args(**SMALL)
     assert list(tmp_path.glob("*.partial")) == []
     assert list((tmp_path / "tensorboard").iterdir())
-    assert agent.policy == "greedy"
+    assert agent.policy == "sampled"
     captured = capsys.readouterr()
     assert captured.out == ""
     assert "512 steps" in captured.err
