@@ -108,6 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         minutes=None if given.steps else given.minutes,
         # a hit that does not kill is worth avoiding too; it never counts in a score
         signal_weights={"damage": -0.5} if has_signal(world, "damage") else {},
+        entropy=0.02,
     )
     agent = train(world, args, given.out / "agent")
 

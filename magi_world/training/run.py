@@ -132,8 +132,9 @@ def _begin_with(world: World, first: World, but: Sequence[str] = ()) -> None:
             raise CheckpointError(f"{first.name!r} cannot be begun with: {error}") from None
     world.card["training"]["begun_with"] = first.card.get("training", {})
     if first.card["game"] == world.card["game"]:
-        facts = {key: first.card[key] for key in ("sweep_period", "sweeps") if key in first.card}
-        world.card |= facts
+        for key in ("sweep_period", "sweeps"):
+            if key in first.card:
+                world.card[key] = first.card[key]
 
 
 def _refuse_stale(stage: str, out: Path) -> None:

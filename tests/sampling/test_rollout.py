@@ -735,9 +735,11 @@ def test_a_rollout_does_not_follow_its_world(tiny_world_path: Any) -> None:
     world = load(tiny_world_path)
     rollout = ready(world, 1, 0)
     world.to(dtype="bfloat16")
-    for call in (lambda: rollout.step([LEFT]), rollout.reset):
-        with pytest.raises(ConfigError, match=r"moved to torch.bfloat16 .* make a new one"):
-            call()
+    moved = pytest.raises(ConfigError, match=r"moved to torch.bfloat16 .* make a new one")
+    with moved:
+        rollout.step([LEFT])
+    with moved:
+        rollout.reset()
     world.to(dtype="float32")
     rollout.step([LEFT])
 

@@ -108,7 +108,7 @@ def test_the_optimizer_takes_the_rate_of_the_step(tmp_path: Path) -> None:
     step = run.optimizers["optimizer"].step
     run.optimizers["optimizer"].step = lambda: (
         rates.append(run.optimizers["optimizer"].param_groups[1]["lr"]) or step()
-    )  # type: ignore[assignment, func-returns-value]
+    )  # type: ignore[assignment, func-returns-value, method-assign]
     run.run()
     assert rates == [learning_rate(step, SETTINGS) for step in range(6)]
 

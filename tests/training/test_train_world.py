@@ -373,7 +373,7 @@ def test_histories_are_in_part_the_models_own(trained: Path, recipe: Recipe) -> 
             given.append((out != x).flatten(1).any(1))
             return out
 
-        stage._history = spy  # type: ignore[method-assign]
+        stage._history = spy  # type: ignore[assignment, method-assign]
         for seed in range(6):
             loss, _ = stage.loss(torch.Generator().manual_seed(seed))
             assert loss.isfinite() and loss.requires_grad
@@ -412,9 +412,9 @@ def test_episodes_that_are_too_short_are_named(recipe: Recipe, data: Path, tmp_p
     long = replace(recipe, dit=replace(recipe.dit, sequence=30))
     with pytest.raises(DatasetError, match="no episode has 30 chunks"):
         train(long, data, tmp_path / "a")
-    # the outcome stage needs episodes of two sequences
-    longer = replace(recipe, dit=replace(recipe.dit, sequence=8))
-    with pytest.raises(DatasetError, match="16 chunks"):
+    # the outcome stage needs a sequence behind the reset chunk and another end than the last one
+    longer = replace(recipe, dit=replace(recipe.dit, sequence=13))
+    with pytest.raises(DatasetError, match="15 chunks"):
         train(longer, data, tmp_path / "b")
 
 
