@@ -105,10 +105,14 @@ def test_the_optimizer_takes_the_rate_of_the_step(tmp_path: Path) -> None:
     stage = Line()
     run = trainer(stage, tmp_path)
     rates: list[float] = []
-    step = run.optimizers["optimizer"].step
-    run.optimizers["optimizer"].step = lambda: (
-        rates.append(run.optimizers["optimizer"].param_groups[1]["lr"]) or step()
-    )  # type: ignore[assignment, func-returns-value, method-assign]
+    optimizer = run.optimizers["optimizer"]
+    step = optimizer.step
+
+    def spy() -> None:
+        rates.append(optimizer.param_groups[1]["lr"])
+        step()
+
+    optimizer.step = spy  # type: ignore[assignment, method-assign]
     run.run()
     assert rates == [learning_rate(step, SETTINGS) for step in range(6)]
 
