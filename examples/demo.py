@@ -91,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Train, score, film."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--world", default="doom-take-cover", help="a world's name or folder")
-    parser.add_argument("--minutes", type=float, default=4.0, help="training time")
+    parser.add_argument("--minutes", type=float, default=6.0, help="training time")
     parser.add_argument("--steps", type=int, help="train for so many chunks instead")
     parser.add_argument("--episodes", type=int, default=30, help="real episodes an agent")
     parser.add_argument("--seconds", type=float, default=30.0, help="length of the video")
