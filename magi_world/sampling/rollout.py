@@ -19,12 +19,12 @@ from dataclasses import replace
 from numbers import Real
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from magi_world.errors import ConfigError, NotReset, PromptError, ResetOptionError
 from magi_world.sampling import saved_state
+from magi_world.sampling.arguments import check_slots, chosen_clips, is_index
 from magi_world.sampling.chunk import Chunk, concatenate, fast
 from magi_world.sampling.kv_cache import KVCache
 from magi_world.sampling.sampler import ChunkSampler, Places
@@ -121,6 +121,11 @@ class Rollout:
         return self.world.device
 
     def seed(self, slots: Sequence[int], seeds: Iterable[int] | None) -> None:
+        """Seed the generators of these slots, one seed each; None asks the operating system.
+
+        Raises:
+            ConfigError: not one seed a slot, or one outside 0 to 2**64 - 1; nothing has changed.
+        """
         if seeds is None:
             for slot in slots:
                 self.generators[slot].seed()
@@ -129,7 +134,7 @@ class Rollout:
         if len(values) != len(slots):
             raise ConfigError(f"{len(values)} seeds for {len(slots)} slots: one a slot is needed")
         for seed in values:  # all of them before the first generator moves
-            if not _is_index(seed, 2**64):
+            if not is_index(seed, 2**64):
                 raise ConfigError(f"seed {seed!r}: allowed are 0 to 2**64 - 1")
         for slot, seed in zip(slots, values, strict=True):
             self.generators[slot].manual_seed(int(seed))
@@ -227,7 +232,7 @@ class Rollout:
         Raises:
             NotReset, PromptError, ConfigError: as :meth:`step`, or latents of another shape.
         """
-        chosen = list(range(self.batch_size)) if slots is None else self._check_slots(slots)
+        chosen = check_slots(slots, self.batch_size)
         self._require_ready(chosen)
         expected = (len(chosen), *self.world.config.latent_shape)
         if tuple(latents.shape) != expected:
@@ -289,7 +294,7 @@ class Rollout:
             ConfigError: the world was moved to another device or dtype since.
         """
         self._require_unmoved()
-        chosen = list(range(self.batch_size)) if slots is None else self._check_slots(slots)
+        chosen = check_slots(slots, self.batch_size)
         given = {"clip": clip, "image": image, "video": video, "prompt": prompt}
         named = [name for name, value in given.items() if value is not None]
         if len(named) > 1:
@@ -301,7 +306,7 @@ class Rollout:
         history = None
         if image is not None or video is not None:
             history = self.world.history(image=image, video=video, prompts=prompts)
-        clips = self._chosen_clips(clip, len(chosen))
+        clips = chosen_clips(clip, len(chosen), len(self.world.bank))
         bank = self.world.bank
         if not named and not (bank.num_openings if self.starts == "opening" else len(bank)):
             raise ResetOptionError(
@@ -331,29 +336,6 @@ class Rollout:
             self.ready[slot] = True
             self.chunk_index[slot] = 0
         return concatenate([start.chunk.clone() for start in begun])
-
-    def _check_slots(self, slots: Sequence[int]) -> list[int]:
-        chosen = [int(slot) for slot in slots]
-        wrong = [slot for slot in chosen if not 0 <= slot < self.batch_size]
-        if wrong or not chosen or len(set(chosen)) != len(chosen):
-            raise ConfigError(
-                f"slots {chosen}: one or more different slots of 0…{self.batch_size - 1} are needed"
-            )
-        return chosen
-
-    def _chosen_clips(self, clip: int | Sequence[int] | None, count: int) -> list[int] | None:
-        if clip is None:
-            return None
-        size = len(self.world.bank)
-        if isinstance(clip, (np.ndarray, Tensor)):
-            clip = clip.tolist()
-        several = isinstance(clip, Sequence) and not isinstance(clip, str)
-        given: list[Any] = list(clip) if several else [clip] * count  # type: ignore[arg-type]
-        if len(given) != count or not all(_is_index(index, size) for index in given):
-            raise ResetOptionError(
-                f"clip {clip!r}: one index of 0…{size - 1} is needed, or one for each of {count}"
-            )
-        return [int(index) for index in given]
 
     def _bank_start(self, slot: int, clip: int | None) -> "_Start":
         bank = self.world.bank
@@ -403,8 +385,3 @@ class Rollout:
             ConfigError: an unknown slot, or not one seed per new slot.
         """
         return saved_state.fork(self, slots, seeds)
-
-
-def _is_index(value: object, size: int) -> bool:
-    whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-    return whole and 0 <= value < size  # type: ignore[operator]

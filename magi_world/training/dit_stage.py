@@ -12,7 +12,6 @@ The chunk in which an episode ends is shown but not learnt: its last frames are 
 termination head what nobody could see.
 """
 
-import itertools
 from typing import Any
 
 import numpy as np
@@ -21,12 +20,13 @@ from torch import Tensor, nn
 
 from magi_world.errors import DatasetError
 from magi_world.models.dit import CaptionKV, VideoDiT
-from magi_world.sampling.schedule import time_grid, warp
+from magi_world.sampling.schedule import warp
 from magi_world.training.recipe import DiTSettings
 from magi_world.training.store import Store
 from magi_world.training.teacher_forcing import (
     add_noise,
     concatenate_captions,
+    generate_one_step_ahead,
     teacher_forced_inputs,
 )
 from magi_world.world import World
@@ -143,20 +143,7 @@ class DiTStage:
         share_S = torch.rand(S, generator=generator)
         own_SL = torch.rand(S, L, generator=generator) < share_S[:, None]
         noise = torch.randn(x_GCPHW.shape, generator=generator)
-        sampling = self.world.config.sampling
-        t_clean = torch.full((S * L,), sampling.clean_t)
-        grid = time_grid(sampling.num_steps, shift=sampling.shift, transform=sampling.transform)
-        generated = noise
-        for t, t_next in itertools.pairwise(grid):
-            inputs = teacher_forced_inputs(
-                self.world,
-                shape,
-                clean=(x_GCPHW, t_clean),
-                noisy=(generated, torch.full_like(t_clean, t)),
-                **condition,
-            )
-            velocity = self.world.dit(inputs).velocity[S * L :]
-            generated = generated + velocity * (t_next - t)
+        generated = generate_one_step_ahead(self.world, shape, x_GCPHW, noise, **condition)
         return torch.where(own_SL.view(-1, 1, 1, 1, 1), generated, x_GCPHW)
 
     def _times(self, count: int, generator: torch.Generator) -> Tensor:

@@ -8,6 +8,7 @@ so that probabilities stay calibrated.
 
 from collections.abc import Callable, Iterator
 from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,13 +17,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from magi_world.errors import DatasetError
-from magi_world.models.dit import CaptionKV, DiTOutput
+from magi_world.models.dit import CaptionKV
 from magi_world.models.outcome import OutcomeHead
-from magi_world.sampling.schedule import time_grid
 from magi_world.training.recipe import OutcomeSettings
 from magi_world.training.store import Store
 from magi_world.training.teacher_forcing import (
     concatenate_captions,
+    generate_one_step_ahead,
     teacher_forced_inputs,
 )
 from magi_world.world import World
@@ -141,20 +142,16 @@ def generate_examples(
         console: shows progress.
     """
     generator = torch.Generator().manual_seed(seed)
-    config = world.config
     latents = torch.from_numpy(store.latents())
     lost = torch.from_numpy(damage(store))
     captions = _captions(world)
-    grid = time_grid(
-        config.sampling.num_steps, shift=config.sampling.shift, transform=config.sampling.transform
-    )
     examples, done, skip = Examples(), 0, length - kept_chunks(length)
     for rows_SL, weight_S in _plan(store, length, 2 * chunks, held_out, generator):
         S, L = rows_SL.shape
         rows = rows_SL.flatten()
         real = latents[rows].float()
         x, hidden = _one_step_ahead(
-            world, real, torch.from_numpy(store.action)[rows], (S, L), captions, grid, generator
+            world, real, torch.from_numpy(store.action)[rows], (S, L), captions, generator
         )
         hidden = hidden.half().unflatten(0, (2, S, L))[:, :, skip:]
         kept = rows_SL[:, skip:].flatten().repeat(2)
@@ -178,7 +175,6 @@ def _one_step_ahead(
     action_G: Tensor,
     shape: tuple[int, int],
     captions: tuple[CaptionKV, list[int]],
-    grid: list[float],
     generator: torch.Generator,
 ) -> tuple[Tensor, Tensor]:
     """Every chunk generated from its real history, and the clean passes of both copies.
@@ -186,25 +182,17 @@ def _one_step_ahead(
     Returns:
         Generated latents `[G, C, P, h, w]`, and hidden states `[2 * G, n, E]`, real ones first.
     """
-    clean_t = world.config.sampling.clean_t
-
-    def forward(copies: Tensor, t: float) -> DiTOutput:
-        inputs = teacher_forced_inputs(
-            world,
-            shape,
-            clean=(real, torch.full(action_G.shape, clean_t)),
-            noisy=(copies, torch.full(action_G.shape, t)),
-            captions=captions,
-            choice_G=action_G,
-            dropped_G=torch.zeros_like(action_G, dtype=torch.bool),
-        )
-        output: DiTOutput = world.dit(inputs)
-        return output
-
-    x = torch.randn(real.shape, generator=generator)
-    for t, t_next in zip(grid, grid[1:], strict=False):
-        x = x + forward(x, t).velocity[len(real) :] * (t_next - t)
-    return x, forward(x, clean_t).hidden
+    condition: dict[str, Any] = {
+        "captions": captions,
+        "choice_G": action_G,
+        "dropped_G": torch.zeros_like(action_G, dtype=torch.bool),
+    }
+    noise = torch.randn(real.shape, generator=generator)
+    x = generate_one_step_ahead(world, shape, real, noise, **condition)
+    t = torch.full(action_G.shape, world.config.sampling.clean_t)
+    inputs = teacher_forced_inputs(world, shape, clean=(real, t), noisy=(x, t), **condition)
+    hidden: Tensor = world.dit(inputs).hidden
+    return x, hidden
 
 
 class OutcomeStage:

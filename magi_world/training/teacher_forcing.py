@@ -9,14 +9,17 @@ n tokens per chunk. Packed order: all clean copies, then all first noisy copies,
 ones, and so on, each in the order (sequence, chunk).
 """
 
+import itertools
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from magi_world.kernels.attention import AttnSlices
 from magi_world.models.dit import CaptionKV, ChunkInputs
+from magi_world.sampling.schedule import time_grid
 from magi_world.world import World
 
 
@@ -112,3 +115,27 @@ def teacher_forced_inputs(
         attend=teacher_forcing_slices(S, L, config.sampling.kv_range, n, copies),
         cross=caption_slices(choice_G.repeat(1 + copies).tolist(), captions[1], n),
     )
+
+
+def generate_one_step_ahead(
+    world: World, shape: tuple[int, int], real: Tensor, noise: Tensor, **condition: Any
+) -> Tensor:
+    """Denoise every chunk over the real ones before it, as a rollout would: `[G, C, P, h, w]`.
+
+    Args:
+        world: whose DiT, time grid and number of steps.
+        shape: S and L.
+        real: the chunks `[G, C, P, h, w]`.
+        noise: where the denoising begins, of the same shape.
+        condition: captions, choice and drops, see :func:`teacher_forced_inputs`.
+    """
+    sampling = world.config.sampling
+    grid = time_grid(sampling.num_steps, shift=sampling.shift, transform=sampling.transform)
+    times = torch.ones(len(real))
+    x = noise
+    for t, t_next in itertools.pairwise(grid):
+        inputs = teacher_forced_inputs(
+            world, shape, clean=(real, times * sampling.clean_t), noisy=(x, times * t), **condition
+        )
+        x = x + world.dit(inputs).velocity[len(real) :] * (t_next - t)
+    return x

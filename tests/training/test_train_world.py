@@ -491,10 +491,9 @@ def test_examples_are_generated_one_step_ahead(trained: Path, tmp_path: Path) ->
     generator = torch.Generator().manual_seed(0)
     real = torch.randn(S * L, *world.config.latent_shape, generator=generator)
     action = torch.randint(3, (S * L,), generator=generator)
-    grid = world.rollout(1).sampler.grid
     with torch.inference_mode():
         x, hidden = outcome_stage._one_step_ahead(
-            world, real, action, (S, L), outcome_stage._captions(world), grid,
+            world, real, action, (S, L), outcome_stage._captions(world),
             torch.Generator().manual_seed(5),
         )  # fmt: skip
         judged = world.judge(x, hidden[S * L :], [None] * (S * L))
