@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 BASELINES = ("noop", "random", "sticky", "sweep")
 """agents that see nothing; `random` is uniform per chunk"""
+FROZEN = "frozen:"
+"""before an agent's name or folder: it sees nothing but the first chunk of an episode"""
 AGENT = "agent"
 """folder of the agent that ships with a world, beside the world's weights"""
 
@@ -42,14 +44,20 @@ def load(
     """Load an agent: one of `BASELINES`, a world's name (its shipped agent) or a folder.
 
     Args:
-        path_or_name: a baseline, the name of a world, or a folder with `agent.json`.
+        path_or_name: a baseline, the name of a world, or a folder with `agent.json`; with `FROZEN`
+            before it the same agent, to which each episode shows its first chunk all the time.
         world: where it will play. Baselines read its card; a trained agent is checked against it.
-        greedy: overrides how a trained agent plays: the most probable action, or sampled.
+        greedy: overrides how a trained agent plays: the most probable action, or sampled; an agent
+            that knows one way only plays that.
 
     Raises:
         AgentError: there is no such agent, its files are damaged, or it does not fit the world.
     """
     name = str(path_or_name)
+    if name.startswith(FROZEN):
+        from magi_world.agents.frozen import Frozen
+
+        return Frozen(load(name.removeprefix(FROZEN), world=world, greedy=greedy))
     if name in BASELINES:
         if world is None:
             raise AgentError(f"the agent {name!r} reads the card of a world: give world=")
@@ -66,12 +74,7 @@ def load(
             f"agent of its own ({', '.join(shipped) or 'there is none'}), nor a folder with "
             "agent.json"
         )
-    from magi_world.agents.ppo_agent import PPOAgent
-
-    agent = PPOAgent.load(found[0], greedy=greedy, device="cpu" if world is None else world.device)
-    if world is not None:
-        agent.check_fits(world.name, world.card["prompts"], world.config.latent_shape)
-    return agent
+    return _trained(found[0], world, greedy)
 
 
 def has_agent(world: "World") -> bool:
@@ -81,6 +84,26 @@ def has_agent(world: "World") -> bool:
 
 def _has_agent(folder: Path | None) -> bool:
     return folder is not None and (folder / AGENT / "agent.json").is_file()
+
+
+def _trained(folder: Path, world: "World | None", greedy: bool | None) -> Agent:
+    """Load the agent of a folder by what its `agent.json` calls its kind."""
+    from magi_world.agents.files import read_description
+    from magi_world.agents.linear import LinearAgent
+    from magi_world.agents.ppo_agent import PPOAgent
+
+    device = "cpu" if world is None else world.device
+    kind = read_description(folder).get("kind")
+    agent: PPOAgent | LinearAgent
+    if kind == "ppo":
+        agent = PPOAgent.load(folder, greedy=greedy, device=device)
+    elif kind == "linear":
+        agent = LinearAgent.load(folder, device=device)
+    else:
+        raise AgentError(f"{folder} holds an agent of kind {kind!r}, known are 'linear' and 'ppo'")
+    if world is not None:
+        agent.check_fits(world)
+    return agent
 
 
 def _baseline(name: str, card: dict[str, Any]) -> Agent:

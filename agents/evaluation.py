@@ -1,11 +1,11 @@
 """Plays agents in the dream and in the real game and makes the rows of the table.
 
-The return of an episode is in tics: those survived in reality, the sum of the world's rewards in
-the dream; the reset chunk counts in neither. Every episode has a seed of its own and is played to
-its end, so that short episodes are not counted more often than long ones.
+The return of an episode is the sum of its rewards, the game's in reality and the world's in the
+dream: in Doom the tics survived. The reset chunk counts in neither. Every episode has a seed of its
+own and is played to its end, so that short episodes are not counted more often than long ones.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -30,6 +30,8 @@ Row = dict[str, Any]
 
 BLIND = (NoOp, Sticky, Sweep)
 """agents that only count the rows they are given"""
+COMPARED = ("random", "sweep")
+"""agents beside which every row says how far it lies above them"""
 FIRST_SEEDS = {"final": 10_000, "validation": 20_000}
 """Episode i is played with seed first + i. Nothing is ever chosen by a score on the final seeds."""
 
@@ -47,7 +49,7 @@ def play_dream(
 
     Slot and agent row of episode i are seeded with `first_seed + i`. Every forward has the same
     width: a short last batch is filled with episodes that are not counted. `tick` is told how many
-    episodes have just ended. Returns float64 `[episodes]`, in tics.
+    episodes have just ended. Returns float64 `[episodes]`.
     """
     width = min(batch, episodes)
     returns = np.zeros(-(-episodes // width) * width)
@@ -77,12 +79,14 @@ def play_real(
     first_seed: int,
     games: int = 10,
     tick: Callable[[int], None] = lambda finished: None,
+    drew: Callable[[int], None] = lambda tics: None,
 ) -> Returns:
     """Play episodes of the real game, `games` of them in lock-step so that encoding is batched.
 
     Game and agent row of episode i are seeded with `first_seed + i`. An agent that reads latents
     gets each chunk as the world encodes it; for one that reads nothing, nothing is encoded. `tick`
-    is told how many episodes have just ended. Returns float64 `[episodes]`, tics survived.
+    is told how many episodes have just ended, `drew` how many frames the game has just drawn.
+    Returns float64 `[episodes]`.
 
     Raises:
         AgentError: the game's prompts are not those of the world.
@@ -100,6 +104,7 @@ def play_real(
             rows = min(width, episodes - start)
             seeds = [first_seed + start + row for row in range(rows)]
             first = [game.reset(seed) for game, seed in zip(running, seeds, strict=False)]
+            drew(sum(chunk.valid_frames for chunk in first))
             observations = _observe(world, agent, np.stack([chunk.frames for chunk in first]))
             agent.reset(rows, seed=first_seed + start)
             live = list(range(rows))
@@ -110,6 +115,7 @@ def play_real(
                 observations[live] = _observe(world, agent, new)
                 for row, chunk in chunks.items():
                     returns[start + row] += chunk.reward
+                    drew(chunk.valid_frames)
                     if chunk.terminated or chunk.truncated:
                         live.remove(row)
                 tick(len(chunks) - len(live))
@@ -128,11 +134,18 @@ def _observe(world: World, agent: Agent, frames: npt.NDArray[np.uint8]) -> npt.N
     return world.encode(frames).cpu().numpy()
 
 
-def load_agents(world: World, names: Sequence[str] | None = None) -> dict[str, Agent]:
-    """Load agents by name (see `load`); None means the baselines and the world's own, if any."""
+def load_agents(
+    world: World, names: Sequence[str] | None = None, *, greedy: bool | None = None
+) -> dict[str, Agent]:
+    """Load agents by name (see `load`); None means the baselines and the world's own, if any.
+
+    The sweep is no baseline of a game of one's own, whose actions need not be left and right.
+    """
     if names is None:
         names = [*BASELINES, *([world.name] if has_agent(world) else [])]
-    return {name: load(name, world=world) for name in names}
+        if "adapter" in world.card:
+            names.remove("sweep")
+    return {name: load(name, world=world, greedy=greedy) for name in names}
 
 
 def evaluate_agents(
@@ -145,6 +158,7 @@ def evaluate_agents(
     make_game: Callable[[], Game] | None = None,
     batch: int = 32,
     games: int = 10,
+    on_row: Callable[[Row], None] = lambda row: None,
     show: bool = True,
 ) -> list[Row]:
     """Play each agent in the dream, in the real game or in both; one row for each pair.
@@ -154,7 +168,9 @@ def evaluate_agents(
     `first_seed`, `real_tics` (tics of the real game that the row cost, reset chunks included),
     `returns` (one an episode) and, beside an agent called "random", `above_random` with
     `above_random_low` and `above_random_high`: the difference of the means and its 95 % bootstrap
-    interval. `make_game` makes the real game; `show` draws a progress bar on stderr.
+    interval; beside one called "sweep" likewise `above_sweep`. `make_game` makes the real game;
+    `on_row` is told each row as soon as it is played, before it is compared; `show` draws a
+    progress bar on stderr.
 
     Raises:
         AgentError: `where` or `seeds` is not one of those known, there are no episodes to play, or
@@ -174,6 +190,7 @@ def evaluate_agents(
             for name, agent in agents.items():
                 task = bar.add_task(f"{name}, {place}", total=episodes)
                 tick = partial(bar.advance, task)
+                tics: list[int] = []
                 if place == "dream":
                     returns = play_dream(
                         world, agent, episodes=episodes, first_seed=first_seed, batch=batch,
@@ -182,21 +199,21 @@ def evaluate_agents(
                 elif make_game is not None:
                     returns = play_real(
                         make_game, world, agent, episodes=episodes, first_seed=first_seed,
-                        games=games, tick=tick,
+                        games=games, tick=tick, drew=tics.append,
                     )  # fmt: skip
                 else:
                     raise AgentError(f"the real game of {world.name!r} was not given: make_game")
-                reset_tics = world.config.chunk_frames * episodes
                 rows.append(
                     make_row(name, place, returns)
                     | {
                         "policy": describe_policy(agent),
                         "seeds": seeds,
                         "first_seed": first_seed,
-                        "real_tics": int(returns.sum()) + reset_tics if place == "real" else 0,
+                        "real_tics": sum(tics),
                     }
                 )
-    return compare_with_random(rows)
+                on_row(rows[-1])
+    return compare_with_blind(rows)
 
 
 def describe_policy(agent: Agent) -> str:
@@ -220,47 +237,65 @@ def make_row(agent: str, where: str, returns: Returns) -> Row:
     }
 
 
-def compare_with_random(rows: Sequence[Row]) -> list[Row]:
-    """Add to every row how far its mean lies above that of "random" in the same place."""
-    random = {row["where"]: row for row in rows if row["agent"] == "random"}
-    compared = []
-    for row in rows:
-        other = random.get(row["where"])
-        if other is not None and other is not row:
-            low, high = difference_interval(row["returns"], other["returns"])
-            row = row | {
-                "above_random": row["mean"] - other["mean"],
-                "above_random_low": low,
-                "above_random_high": high,
-            }
-        compared.append(row)
+def compare_with_blind(rows: Sequence[Row]) -> list[Row]:
+    """Add to every row how far its mean lies above those of `COMPARED` in the same place."""
+    compared = list(rows)
+    for name in COMPARED:
+        others = {row["where"]: row for row in rows if row["agent"] == name}
+        for index, row in enumerate(compared):
+            other = others.get(row["where"])
+            if other is not None and row["agent"] != name:
+                low, high = difference_interval(row["returns"], other["returns"])
+                compared[index] = row | {
+                    f"above_{name}": row["mean"] - other["mean"],
+                    f"above_{name}_low": low,
+                    f"above_{name}_high": high,
+                }
     return compared
 
 
 def format_table(rows: Sequence[Row]) -> Table:
-    """The rows as one table for people, narrow enough for 80 columns."""
+    """The rows as one table for people, narrow enough for 80 columns beside one blind agent."""
     seeds = " and ".join(sorted({f"{row['seeds']} ({row['first_seed']} + i)" for row in rows}))
+    played = sum(row["real_tics"] for row in rows)
     table = Table(
         box=box.SIMPLE,
-        title="Return in tics",
-        caption=f"seeds: {seeds}; in brackets the 95 % bootstrap interval",
+        title="Return of an episode",
+        caption=f"seeds: {seeds}; in brackets the 95 % bootstrap interval; "
+        f"{played:,} tics of the real game played",
     )
+    compared = [name for name in COMPARED if any(f"above_{name}" in row for row in rows)]
     for name in ("agent", "policy", "where"):
         table.add_column(name, overflow="fold")
-    for name in ("mean ± std", "n", "above random", "real tics"):
+    for name in ("mean ± std", "n", *(f"above {name}" for name in compared)):
         table.add_column(name, justify="right", no_wrap=True)
+    n = digits([abs(row["mean"]) + row["std"] for row in rows])
     for row in rows:
-        above = ""
-        if "above_random" in row:
-            low, high = row["above_random_low"], row["above_random_high"]
-            above = f"{row['above_random']:+.0f} [{low:+.0f}, {high:+.0f}]"
+        above = [
+            format_difference(
+                row[f"above_{name}"], row[f"above_{name}_low"], row[f"above_{name}_high"], n
+            )
+            if f"above_{name}" in row
+            else ""
+            for name in compared
+        ]
         table.add_row(  # Text, because brackets in a plain string are markup
             Text(row["agent"]),
             row["policy"],
             row["where"],
-            f"{row['mean']:.0f} ± {row['std']:.0f}",
+            f"{row['mean']:.{n}f} ± {row['std']:.{n}f}",
             str(row["episodes"]),
-            Text(above),
-            f"{row['real_tics']:,}" if row["where"] == "real" else "",
+            *map(Text, above),
         )
     return table
+
+
+def format_difference(value: float, low: float, high: float, n: int = 0) -> str:
+    """A difference of two means with its interval, n digits behind the point."""
+    return f"{value:+.{n}f} [{low:+.{n}f}, {high:+.{n}f}]"
+
+
+def digits(numbers: Iterable[float]) -> int:
+    """Digits behind the point with which a table of such numbers is printed."""
+    largest = max(map(abs, numbers), default=0.0)
+    return 0 if not largest < 30 else 1 if largest >= 3 else 2

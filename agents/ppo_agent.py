@@ -8,20 +8,21 @@ times channels of one chunk, c), Z latent channels, P latent frames of a chunk, 
 grid.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from magi_world.agents.files import WEIGHTS, check_fits, read_description, write_description
 from magi_world.checkpoints.tensors import as_bfloat16, load_module, write_tensors
 from magi_world.errors import AgentError, NotReset
 
-DESCRIPTION, WEIGHTS = "agent.json", "agent.safetensors"
+if TYPE_CHECKING:
+    from magi_world.world import World
 
 
 class Network(nn.Module):
@@ -159,25 +160,15 @@ class PPOAgent:
         noise_BA = np.stack([g.gumbel(size=logp_BA.shape[1]) for g in self._generators])
         return np.asarray((logp_BA + noise_BA).argmax(-1), dtype=np.int64)
 
-    def check_fits(self, world: str, prompts: Sequence[str], latent_shape: Sequence[int]) -> None:
-        """Raise `AgentError` unless the agent was trained on these prompts and latents."""
-        for name, own, theirs in (
-            ("prompts", self.description["prompts"], list(prompts)),
-            ("latents", self.description["latent_shape"], list(latent_shape)),
-        ):
-            if own != theirs:
-                raise AgentError(
-                    f"the agent was trained in {self.description['world']!r} with the {name} "
-                    f"{own}, but {world!r} has {theirs}"
-                )
+    def check_fits(self, world: "World") -> None:
+        """Raise `AgentError` unless the agent was trained on the world's prompts and latents."""
+        check_fits(self.description, world)
 
     def save(self, folder: str | Path) -> None:
         """Write `agent.safetensors` (bfloat16) and `agent.json`; each appears whole or not."""
         folder = Path(folder)
         write_tensors(as_bfloat16(self.network), folder / WEIGHTS, {})
-        temporary = folder / f"{DESCRIPTION}.partial"
-        temporary.write_text(json.dumps(self.description, indent=2) + "\n")
-        temporary.replace(folder / DESCRIPTION)
+        write_description(self.description, folder)
 
     @classmethod
     def load(
@@ -189,8 +180,8 @@ class PPOAgent:
             AgentError: a file is missing, is not one of an agent, or its weights do not fit.
         """
         folder = Path(folder)
+        description = read_description(folder)
         try:
-            description = json.loads((folder / DESCRIPTION).read_text())
             network = build_network(description)
             load_module(network, folder / WEIGHTS)
             return cls(network.to(device), description, greedy=greedy)

@@ -5,6 +5,7 @@ once: `reset(n, seed)` starts them, `act(observations)` gives one prompt index a
 Row i's generator gets `seed + i`, so that every row can be repeated alone.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -31,16 +32,24 @@ class NoOp:
 class Sticky:
     """With probability `p` the row's last action again, else one of the `num_actions` drawn anew.
 
-    The first action of an episode is always drawn. `p = 0` draws anew for every chunk.
+    The first action of an episode is always drawn. `p = 0` draws anew for every chunk. `weights`,
+    one an action, say how often each is drawn; None is equally often.
     """
 
     observations = "latent"
 
-    def __init__(self, num_actions: int, p: float = 0.5) -> None:
+    def __init__(
+        self, num_actions: int, p: float = 0.5, weights: Sequence[float] | None = None
+    ) -> None:
         if num_actions < 1:
             raise AgentError(f"num_actions is at least 1, got {num_actions}")
         if not 0.0 <= p <= 1.0:
             raise AgentError(f"the probability of repeating is between 0 and 1, got {p}")
+        if weights is not None and (
+            len(weights) != num_actions or min(weights) < 0 or not sum(weights) > 0
+        ):
+            raise AgentError(f"weights {list(weights)}: {num_actions} numbers, none below 0")
+        self.shares = None if weights is None else np.array(weights, float) / sum(weights)
         self.num_actions = num_actions
         self.p = p
         self._generators: list[np.random.Generator] = []
@@ -59,7 +68,11 @@ class Sticky:
         actions = np.empty(rows, np.int64)
         for row, generator in enumerate(self._generators):
             # Both numbers are drawn in any case, so that a row's draws do not depend on its past.
-            repeat, fresh = generator.random() < self.p, generator.integers(self.num_actions)
+            repeat = generator.random() < self.p
+            if self.shares is None:
+                fresh = int(generator.integers(self.num_actions))
+            else:
+                fresh = int(generator.choice(self.num_actions, p=self.shares))
             actions[row] = last[row] if repeat and last is not None else fresh
         self._last = actions
         return actions.copy()

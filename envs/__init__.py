@@ -8,15 +8,17 @@ import importlib
 import typing
 
 if typing.TYPE_CHECKING:
+    from magi_world.envs.gymnasium_game import GymnasiumGame
     from magi_world.envs.real_env import RealEnv
     from magi_world.envs.spaces import PromptSpace
     from magi_world.envs.world_env import WorldEnv
     from magi_world.envs.wrappers import ChannelStack, LastFrame
 
-__all__ = ["ChannelStack", "LastFrame", "PromptSpace", "RealEnv", "WorldEnv"]
+__all__ = ["ChannelStack", "GymnasiumGame", "LastFrame", "PromptSpace", "RealEnv", "WorldEnv"]
 
 _HOMES = {
     "ChannelStack": "wrappers",
+    "GymnasiumGame": "gymnasium_game",
     "LastFrame": "wrappers",
     "PromptSpace": "spaces",
     "RealEnv": "real_env",

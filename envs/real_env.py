@@ -4,6 +4,7 @@ What an agent learnt in `envs/world_env.py` is scored here: same actions, same o
 chunks; the chunked adapter of the game draws them instead of the world.
 """
 
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ from gymnasium.error import ResetNeeded
 from magi_world import worlds
 from magi_world.checkpoints.world_format import CARD, read_card
 from magi_world.config import WorldConfig
-from magi_world.envs.doom import MAX_SEED, GameChunk, TakeCoverGame
+from magi_world.envs.doom import MAX_SEED
+from magi_world.envs.games import ADAPTER, GAMES, check_fits, world_game
 from magi_world.envs.rendering import RENDER_MODES, Renderer, render_fps
 from magi_world.envs.spaces import (
     ACTIONS,
@@ -31,20 +33,21 @@ from magi_world.envs.spaces import (
 )
 from magi_world.envs.world_env import check_horizon
 from magi_world.errors import ActionError, ConfigError, ResetOptionError, WorldNotFound
+from magi_world.training.collect import Game, GameChunk
 from magi_world.world import load
 
-GAMES: dict[str, type[TakeCoverGame]] = {TakeCoverGame.name: TakeCoverGame}
-"""The real games, by the name of the world that was trained on them."""
+__all__ = ["GAMES", "RealEnv"]
 
 
 class RealEnv(gymnasium.Env[Observation, Action]):
     """The real game of one world: a step plays one chunk of it under one action.
 
     `reset` plays one chunk of the no-op, which is the first observation and counts in neither the
-    length of the episode nor its return. The reward of a chunk is the number of tics survived in
-    it. At death the rest of the chunk repeats the last frame that the game drew. `info` holds
-    `prompt` (the text of the action), `chunk` (chunks since the reset, 0 after it), `valid_frames`
-    (how many frames of the chunk the game drew) and `health` (the player's, 0 to 100).
+    length of the episode nor its return. The reward of a chunk is what the game gives for it: in
+    Doom the number of tics survived. Where the episode ends the rest of the chunk repeats the last
+    frame that the game drew. `info` holds `prompt` (the text of the action), `chunk` (chunks since
+    the reset, 0 after it), `valid_frames` (how many frames of the chunk the game drew) and, in
+    games that know it, `health` (the player's, 0 to 100).
 
     The game knows its own actions only. With text actions the space is the dream's, but a step
     takes just the card's prompts and their paraphrases, each standing for its action; any other
@@ -56,6 +59,8 @@ class RealEnv(gymnasium.Env[Observation, Action]):
     Args:
         world: name of an embedded world, or a folder; its card names the game, and gives prompts
             and sizes. Its weights are read for latents only.
+        game: another name of the game, or an adapter of one's own, see `envs/games.py`; None is
+            what the card names.
         actions: "text" or "discrete", an index into the card's prompts.
         observations: "frames", "latent" (encoded with the world's VAE) or "both".
         render_mode: "human", "rgb_array", "rgb_array_list" or None, see `envs/rendering.py`.
@@ -76,6 +81,7 @@ class RealEnv(gymnasium.Env[Observation, Action]):
         self,
         world: str | os.PathLike[str] = "doom-take-cover",
         *,
+        game: str | None = None,
         actions: str = "text",
         observations: str = "frames",
         render_mode: str | None = None,
@@ -93,8 +99,14 @@ class RealEnv(gymnasium.Env[Observation, Action]):
 
         card = _read_card(world)
         config = WorldConfig.from_dict(card["config"])
-        self._make_game = _game_of(card, config)
-        self._game: TakeCoverGame | None = self._make_game()
+        if game is None and ADAPTER not in card and card["name"] not in GAMES:
+            raise ConfigError(
+                f"the world {card['name']!r} has no real game here; known are {sorted(GAMES)}, and "
+                "game= takes an adapter"
+            )
+        self._make_game = world_game(card, game)
+        self._game: Game | None = self._make_game()
+        check_fits(self._game, card, config)
         self.world = (
             None if observations == "frames" else load(os.fspath(world), device=device, dtype=dtype)
         )
@@ -195,11 +207,12 @@ class RealEnv(gymnasium.Env[Observation, Action]):
         )
 
     def _info(self, chunk: GameChunk, prompt: str) -> dict[str, Any]:
+        health = {} if math.isnan(chunk.health) else {"health": chunk.health}
         return {
             "prompt": prompt,
             "chunk": self._chunk,
             "valid_frames": chunk.valid_frames,
-            "health": chunk.health,
+            **health,
         }
 
 
@@ -212,22 +225,6 @@ def _read_card(world: str | os.PathLike[str]) -> dict[str, Any]:
             f"a path must be a folder with {CARD}"
         )
     return read_card(folder)
-
-
-def _game_of(card: dict[str, Any], config: WorldConfig) -> type[TakeCoverGame]:
-    """Find the game that a card names and check that its chunks are the world's."""
-    name = card["name"]
-    if name not in GAMES:
-        raise ConfigError(f"the world {name!r} has no real game here; known are {sorted(GAMES)}")
-    game = GAMES[name]
-    played = (game.prompts, game.chunk_frames, game.frame_shape)
-    dreamt = (card["prompts"], config.chunk_frames, (config.height, config.width, 3))
-    if played != dreamt:
-        raise ConfigError(
-            f"the world {name!r} has prompts, frames per chunk and frame shape {dreamt}, "
-            f"the real game {played}"
-        )
-    return game
 
 
 def _indices(card: dict[str, Any]) -> dict[str, int]:

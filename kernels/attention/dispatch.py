@@ -56,6 +56,15 @@ def attention(
         )
     if k.shape[1] == 0 or q.shape[1] % k.shape[1]:
         raise ValueError(f"{q.shape[1]} query heads are not a multiple of {k.shape[1]} key heads")
+    if torch.is_autocast_enabled(q.device.type) and q.device.type == "cpu":
+        # linear layers give half precision there, norms do not; torch's CPU kernel is several
+        # times slower backwards in half precision than in float32
+        q, k, v = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in (q, k, v))
+        with torch.autocast("cpu", enabled=False):
+            return attention(
+                q, k, v, slices, scale=scale, softcap=softcap, sink=sink,
+                deterministic=deterministic, backend=backend,
+            )  # fmt: skip
     if not q.dtype == k.dtype == v.dtype or not q.is_floating_point():
         raise ValueError(f"dtypes {q.dtype}, {k.dtype}, {v.dtype} must be one floating dtype")
     num_queries, num_keys = slices.extent()

@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from magi_world.cli.measuring import parse_counts
 from magi_world.cli.output import emit_json, emit_pairs, emit_table, say
 from magi_world.cli.worlds import AsJson, Device, DType, Steps
 
@@ -11,6 +12,9 @@ app = typer.Typer(help="Measure a world on this machine.", rich_markup_mode=None
 
 World = Annotated[str, typer.Option(help="A world's name, or a folder with one.")]
 Seed = Annotated[int, typer.Option(min=0, help="Seeds noise and prompts.")]
+
+PROFILED = 20
+"""steps that are profiled"""
 
 
 @app.command("rollout")
@@ -41,21 +45,23 @@ def env(
     num_envs: Annotated[str, typer.Option(help="Numbers of slots, with commas between.")] = "1,32",
     chunks: Annotated[int, typer.Option(min=1, help="Timed chunks of each measurement.")] = 100,
     steps: Steps = None,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Also say what the time of a step goes into.")
+    ] = False,
     seed: Seed = 0,
     device: Device = None,
     dtype: DType = None,
     as_json: AsJson = False,
 ) -> None:
-    """Time closed loops: frames a second with decode, agent steps a second with latents only."""
+    """Time closed loops: frames a second with decode, agent steps a second with latents only.
+
+    Beside them stand the work of a chunk, and which share of the matmul peak, measured in the same
+    run with the same dtype and threads, the latents-only loop reaches.
+    """
     from magi_world.evaluation.bench import bench_env, machine
     from magi_world.world import load
 
-    widths = [int(part) if part.strip().isdecimal() else 0 for part in num_envs.split(",")]
-    if min(widths) < 1:
-        raise typer.BadParameter(
-            f"{num_envs!r} is not numbers from 1 with commas between, such as 1,32",
-            param_hint="'--num-envs'",
-        )
+    widths = parse_counts(num_envs, "--num-envs")
     say(machine())
     rows = bench_env(
         lambda: load(world, device=device, dtype=dtype),
@@ -63,6 +69,7 @@ def env(
         chunks=chunks,
         seed=seed,
         steps=steps,
+        profiled=PROFILED if profile else 0,
         say=say,
     )
     if as_json:
@@ -72,6 +79,18 @@ def env(
         rows,
         (
             "num_envs", "frames_per_s", "p50_ms", "p95_ms", "agent_steps_per_s",
-            "latent_p50_ms", "latent_p95_ms", "cold_start_s", "times_real_rate", "peak_share",
+            "latent_p50_ms", "latent_p95_ms", "cold_start_s", "times_real_rate", "mflop_per_chunk",
+            "peak_gflops", "peak_share", "denoising_steps", "dtype", "threads",
         ),
     )  # fmt: skip
+    if profile:
+        print("\nwhat the time of the operators of a step with latents goes into, as shares")
+        parts = [
+            {"num_envs": row["num_envs"], **row["profile"]["shares"]}
+            | {"outside_operators": row["profile"]["outside_operators"]}
+            for row in rows
+        ]
+        emit_table(parts, tuple(parts[0]))
+        for row in rows:
+            print(f"\nlargest operators, {row['num_envs']} slots")
+            emit_table(row["profile"]["top"], ("operator", "share"))

@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from magi_world.errors import DatasetError, WorldNotFound
-
 if TYPE_CHECKING:
     from magi_world.agents import Agent
     from magi_world.training.collect import Behaviour, Game
@@ -17,21 +15,36 @@ if TYPE_CHECKING:
 
 
 def game_maker(name: str) -> "Callable[[], Game]":
-    """What makes the real game behind the world of that name.
+    """What makes the real game of that name, or of an adapter (`envs/games.py` says how named).
 
     Raises:
         WorldNotFound: there is none.
+        ConfigError: an adapter that cannot be used.
     """
-    from magi_world.envs.real_env import GAMES
+    from magi_world.envs.games import find_game
 
-    if name not in GAMES:
-        raise WorldNotFound(f"no real game {name!r}; there is {', '.join(sorted(GAMES))}")
-    return GAMES[name]
+    return find_game(name)
 
 
-def game_prompts(name: str) -> list[str]:
-    """Names of the game's actions, the no-op first."""
-    return list(game_maker(name)().prompts)
+def real_game(world: "World", named: str | None = None) -> "Callable[[], Game]":
+    """What makes the real game of a world: the one named, else the one that its card names.
+
+    It is made once, so that what is wrong with it is said now and not after ten minutes.
+
+    Raises:
+        WorldNotFound: there is none.
+        ConfigError: an adapter that cannot be used, or a game whose chunks are not the world's.
+        MissingPackage: the game's package is absent.
+    """
+    from magi_world.envs.games import check_fits, world_game
+
+    make_game = world_game(world.card, named)
+    game = make_game()
+    try:
+        check_fits(game, world.card, world.config)
+    finally:
+        game.close()
+    return make_game
 
 
 class SeesLatents:
@@ -50,14 +63,20 @@ class SeesLatents:
         return self._agent.act(self._world.encode(np.asarray(observations)))
 
 
-def mixture(num_actions: int, agent: "Agent | None" = None) -> "list[Behaviour]":
-    """Who plays for data: sticky random, blind sweeps, and an agent if there is one; equal shares.
+def mixture(game: "Game", agent: "Agent | None" = None) -> "list[Behaviour]":
+    """Who plays a game for data, in equal shares: random players, and an agent if there is one.
 
-    How sticky and how wide a sweep is, and to which side it sets out, is drawn for every episode:
-    a world learns most from seeing the same situation left in many ways.
+    In a shipped game sticky random players and blind sweeps; in one's own sticky random players,
+    and more of them by the game's `action_weights` if it has those. How sticky and how wide a sweep
+    is, and to which side it sets out, is drawn for every episode: a world learns most from seeing
+    the same situation left in many ways.
     """
     from magi_world.agents.random_agent import Sticky, Sweep
+    from magi_world.envs.games import GAMES
     from magi_world.training.collect import Behaviour
+
+    weights: Any = getattr(game, "action_weights", None)
+    num_actions = len(game.prompts)
 
     def sticky(rng: np.random.Generator) -> Sticky:
         return Sticky(num_actions, p=float(rng.uniform(0.3, 0.9)))
@@ -66,35 +85,40 @@ def mixture(num_actions: int, agent: "Agent | None" = None) -> "list[Behaviour]"
         left, right = rng.permutation([1, 2]).tolist()
         return Sweep(int(rng.integers(8, 49)), left=left, right=right)
 
-    behaviours = [Behaviour("sticky", 1.0, sticky), Behaviour("sweep", 1.0, sweep)]
+    def weighted(rng: np.random.Generator) -> Sticky:
+        shares = [float(weights.get(prompt, 1.0)) for prompt in game.prompts]
+        return Sticky(num_actions, p=float(rng.uniform(0.0, 0.9)), weights=shares)
+
+    behaviours = [Behaviour("sticky", 1.0, sticky)]
+    if game.name in GAMES:
+        behaviours.append(Behaviour("sweep", 1.0, sweep))
+    if weights is not None:
+        behaviours.append(Behaviour("weighted", 1.0, weighted))
     if agent is not None:
         behaviours.append(Behaviour("agent", 1.0, lambda rng: agent))
     return behaviours
 
 
 def dataset_folders(paths: Sequence[Path]) -> list[Path]:
-    """Minari datasets in the folders given: each itself, or all that lie below it, by name.
+    """Minari datasets and folders of videos: each path itself, or all that lie below it, by name.
 
     Raises:
         DatasetError: a folder holds none.
     """
-    found = []
-    for path in paths:
-        folders = sorted(file.parent.parent for file in path.rglob("data/metadata.json"))
-        # a dot begins the name under which a dataset is still being written
-        whole = [f for f in folders if not any(p[0] == "." for p in f.relative_to(path).parts)]
-        if not whole:
-            raise DatasetError(f"no Minari dataset in {path}: no data/metadata.json in or below it")
-        found += whole
-    return found
+    from magi_world.training.sources import find_sources
+
+    return find_sources(paths)
 
 
-def read_datasets(folders: Sequence[Path]) -> "Iterator[EpisodeData]":
-    """All episodes of some datasets, one after the other; what is read is held only in turn."""
-    from magi_world.training.episodes import read_episodes
+def read_datasets(folders: Sequence[Path], world: "World") -> "Iterator[EpisodeData]":
+    """All episodes of some data, read as the world's was; what is read is held only in turn."""
+    from magi_world.training.reading import Reading
+    from magi_world.training.sources import check_sources, read_source
 
+    reading = Reading(**world.card.get("reading", {}))
+    check_sources(folders, world.card, world.config, reading)
     for folder in folders:
-        yield from read_episodes(folder)
+        yield from read_source(folder, world.card, world.config, reading)
 
 
 def play_episodes(

@@ -3,11 +3,13 @@
 import json
 from collections.abc import Sequence
 from dataclasses import fields
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 
+from magi_world.cli.evaluate import RealGame
 from magi_world.cli.output import emit_json, emit_pairs
 from magi_world.cli.worlds import AsJson, Device, DType
 from magi_world.errors import ConfigError
@@ -16,11 +18,19 @@ World = Annotated[str, typer.Option(help="A world's name, or a folder with one."
 
 
 def collect(
-    game: Annotated[str, typer.Argument(help="The real game to play.")] = "doom-take-cover",
+    game: Annotated[
+        str,
+        typer.Argument(
+            help="The real game to play: a shipped one, or your own adapter as "
+            "package.module:Class or path/to/file.py:Class."
+        ),
+    ] = "doom-take-cover",
     *,
     out: Annotated[Path, typer.Option(help="Folder for Minari datasets.")],
     chunks: Annotated[int, typer.Option(min=1, help="Chunks to play.")] = 100_000,
-    name: Annotated[str | None, typer.Option(help="Dataset's name; GAME-v0 by default.")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Dataset's name; the game's with -v0 by default.")
+    ] = None,
     first_episode: Annotated[
         int, typer.Option(min=0, help="Number of the first episode; it decides the seeds.")
     ] = 0,
@@ -35,26 +45,28 @@ def collect(
 ) -> None:
     """Play the real game and keep every chunk as a Minari dataset.
 
-    Sticky random actions and blind sweeps in equal parts, and an agent if one is given. The same
-    arguments give the same data; a second collection takes a first episode beyond the first one's.
+    Sticky random actions and, in Doom, blind sweeps in equal parts, and an agent if one is given.
+    The same arguments give the same data; a second collection takes a first episode beyond the
+    first one's.
     """
-    from magi_world.cli.games import SeesLatents, game_maker, game_prompts, mixture
+    from magi_world.cli.games import SeesLatents, game_maker, mixture
     from magi_world.training import collect as collecting
 
     make_game = game_maker(game)
+    played = make_game()
     player: Any = None
     if agent is not None:
         from magi_world import agents
         from magi_world.world import load
 
-        seen_through = load(world or game)
+        seen_through = load(world or played.name)
         player = agents.load(agent, world=seen_through, greedy=False)
         if player.observations == "latent":
             player = SeesLatents(player, seen_through)
     result = collecting.collect(
-        make_game,
-        mixture(len(game_prompts(game)), player),
-        dataset_id=name or f"{game}-v0",
+        lambda: played,
+        mixture(played, player),
+        dataset_id=name or f"{played.name}-v0",
         root=out,
         chunks=chunks,
         first_episode=first_episode,
@@ -80,7 +92,10 @@ def train_world(
     *,
     data: Annotated[
         list[Path] | None,
-        typer.Option(help="Folder with Minari datasets in or below it; again for more."),
+        typer.Option(
+            help="Folder with Minari datasets, or with videos and their prompts.csv, in or below "
+            "it; again for more."
+        ),
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder for checkpoints, TensorBoard and the world.")],
     resume: Annotated[
@@ -102,7 +117,7 @@ def train_world(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Train a world on datasets of a real game: VAE, then video model, then outcome heads.
+    """Train a world on data of a real game: VAE, then video model, then outcome heads.
 
     It can be stopped at any time; --resume goes on bit by bit where it was.
     """
@@ -153,36 +168,86 @@ def _value(text: str) -> Any:
         return text
 
 
+class Kind(StrEnum):
+    """What kind of agent is trained."""
+
+    PPO = "ppo"
+    LINEAR = "linear"
+
+
 def train_agent(
     world: World = "doom-take-cover",
     *,
     out: Annotated[Path, typer.Option(help="Folder for the agent and its TensorBoard log.")],
+    kind: Annotated[
+        Kind, typer.Option(help="A network by PPO, or a linear map by CMA-ES in the dream.")
+    ] = Kind.PPO,
+    real: Annotated[
+        bool, typer.Option("--real", help="Learn in the real game, seen through the world's VAE.")
+    ] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from OUT, with its settings; time adds up.")
+    ] = False,
     steps: Annotated[
-        int | None, typer.Option(min=1, help="Chunks to play, all slots together.")
+        int | None, typer.Option(min=1, help="Chunks to play, all slots together (ppo).")
+    ] = None,
+    generations: Annotated[
+        int | None, typer.Option(min=1, help="Updates of the strategy (linear).")
     ] = None,
     minutes: Annotated[
-        float | None, typer.Option(min=0.0, help="Stop after so long, if steps do not end first.")
+        float | None, typer.Option(min=0.0, help="Stop after so long, if nothing else ends it.")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seeds weights, actions and dreams.")] = 1,
-    temperature: Annotated[float, typer.Option(min=0.0, help="Scale of the dream's noise.")] = 1.0,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Seeds weights, actions and dreams; 1 by default.")
+    ] = None,
+    temperature: Annotated[
+        float | None, typer.Option(min=0.0, help="Scale of the dream's noise; 1 by default.")
+    ] = None,
     setting: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="NAME=VALUE", help="Any other setting of agents/ppo.py."),
+        typer.Option(
+            "--set",
+            metavar="NAME=VALUE",
+            help="Any other setting of agents/ppo.py or agents/linear_training.py.",
+        ),
     ] = None,
+    game: RealGame = None,
     device: Device = None,
     dtype: DType = None,
     as_json: AsJson = False,
 ) -> None:
-    """Train an agent with PPO inside a world; the real game is never asked."""
-    from magi_world.agents import ppo
+    """Train an agent inside a world; only --real asks the real game.
+
+    It can be stopped at any time; --resume goes on from the last checkpoint.
+    """
+    from magi_world.agents import linear_training, ppo
+    from magi_world.agents.checkpoint import resumed_settings
+    from magi_world.agents.ppo_real import REAL_SETTINGS
+    from magi_world.cli.games import real_game
     from magi_world.world import load
 
-    settings: dict[str, Any] = {"seed": seed, "temperature": temperature}
-    if steps is not None or minutes is not None:
-        settings |= {"total_steps": steps, "minutes": minutes}
-    settings |= parse_settings(setting or [], ppo.Args)
-    args = ppo.Args(**settings)
-    ppo.train(load(world, device=device, dtype=dtype), args, out)
+    if kind is Kind.LINEAR and (real or steps is not None):
+        name = "'--real'" if real else "'--steps'"
+        raise typer.BadParameter("is not known to --kind linear", param_hint=name)
+    if kind is Kind.PPO and generations is not None:
+        raise typer.BadParameter("goes with --kind linear", param_hint="'--generations'")
+    given = {"seed": seed, "temperature": temperature}
+    settings: dict[str, Any] = {name: v for name, v in given.items() if v is not None}
+    if minutes is not None or steps is not None or generations is not None:
+        length = {"total_steps": steps} if kind is Kind.PPO else {"generations": generations}
+        settings |= {**length, "minutes": minutes}
+    module = ppo if kind is Kind.PPO else linear_training
+    settings |= parse_settings(setting or [], module.Args)
+    if resume:
+        settings = resumed_settings(out, kind.value) | settings
+    elif real:
+        settings = REAL_SETTINGS | settings
+    loaded = load(world, device=device, dtype=dtype)
+    if kind is Kind.PPO:
+        make_game = real_game(loaded, game) if real else None
+        ppo.train(loaded, ppo.Args(**settings), out, make_game=make_game, resume=resume)
+    else:
+        linear_training.train(loaded, linear_training.Args(**settings), out, resume=resume)
     summary = json.loads((out / "agent.json").read_text(encoding="utf-8"))
     shown = {"out": str(out), **summary["trained"]}
     if as_json:
@@ -205,6 +270,9 @@ def parse_settings(words: list[str], args: type) -> dict[str, Any]:
         if not equals or name not in defaults:
             raise ConfigError(f"--set {word!r} is not NAME=VALUE with one of {', '.join(defaults)}")
         value = _value(text)
+        if value is None and type(None) in get_args(defaults[name].type):
+            values[name] = None
+            continue
         default = defaults[name].default
         if isinstance(default, tuple) and isinstance(value, list):
             value = tuple(value)

@@ -17,12 +17,15 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
+from magi_world.evaluation.profiling import profile_steps
 from magi_world.sampling.rollout import Rollout
 from magi_world.world import World
 
 Say = Callable[[str], None]
 
 MATMUL_SIZES = (512, 768, 1024, 1536, 2048)
+PEAK_SECONDS = 5.0
+"""longest time for the repeats of one size; processors without units for a dtype need it"""
 SETTLE, SPAN = 200, 500
 """chunks before the first reading, and chunks whose median step time is compared"""
 
@@ -93,13 +96,16 @@ def bench_slots(
     seed: int = 0,
     steps: int | None = None,
     peak_flops: float | None = None,
+    profiled: int = 0,
 ) -> dict[str, Any]:
     """Speed of one rollout of `num_slots` slots, closed loop: with frames, then with latents only.
 
     `cold_start_s` is loading the world, the first reset and the first step with its frames; it is
     in no other number. Latencies are of one step of all slots, `p50_ms` and `p95_ms` with frames
     decoded, `latent_…` without. `peak_share` relates the floating point operations of one step
-    without decode (counted, not estimated) to `peak_flops`.
+    without decode (counted, not estimated) to `peak_flops`; `mflop_per_chunk` are those of one
+    slot. With `profiled` steps the row has a `profile`, see `profiling.profile_steps`; they come
+    last and are in no other number.
 
     Raises:
         ValueError: fewer than 1 slot or chunk.
@@ -114,6 +120,8 @@ def bench_slots(
     _timed_step(rollout, next(prompts), decode=True)
     cold_start = time.perf_counter() - begin
 
+    for prompt in world.card["prompts"]:  # encoding a new prompt is work that steps do not repeat
+        world.caption(prompt)
     flops = step_flops(rollout, next(prompts))
     for _ in range(max(2, chunks // 20)):  # the first steps warm caches and clocks
         _timed_step(rollout, next(prompts), decode=True)
@@ -123,7 +131,7 @@ def bench_slots(
     latent = np.array([_timed_step(rollout, next(prompts), decode=False) for _ in range(chunks)])
     steps_per_s = num_slots * chunks / latent.sum()
     frames_per_s = num_slots * chunks * world.config.chunk_frames / with_frames.sum()
-    return {
+    row: dict[str, Any] = {
         "num_envs": num_slots,
         "frames_per_s": float(frames_per_s),
         "agent_steps_per_s": float(steps_per_s),
@@ -134,6 +142,7 @@ def bench_slots(
         "cold_start_s": cold_start,
         "times_real_rate": float(frames_per_s / num_slots / world.config.fps),
         "gflop_per_step": flops / 1e9,
+        "mflop_per_chunk": flops / num_slots / 1e6,
         "peak_gflops": None if peak_flops is None else peak_flops / 1e9,
         "peak_share": None if peak_flops is None else flops / float(latent.mean()) / peak_flops,
         "denoising_steps": rollout.steps,
@@ -142,6 +151,9 @@ def bench_slots(
         "device": str(world.device),
         "threads": torch.get_num_threads(),
     }
+    if profiled:
+        row["profile"] = profile_steps(rollout, list(itertools.islice(prompts, profiled + 1)))
+    return row
 
 
 def bench_env(
@@ -151,9 +163,13 @@ def bench_env(
     chunks: int = 100,
     seed: int = 0,
     steps: int | None = None,
+    profiled: int = 0,
     say: Say = lambda text: None,
 ) -> list[dict[str, Any]]:
-    """One row of `bench_slots` a width, all beside one matmul peak measured first."""
+    """One row of `bench_slots` a width, all beside one matmul peak measured first.
+
+    The peak is that of the world's dtype, with the threads of this process.
+    """
     world = load()
     peak = matmul_peak(world.device, world.dtype)
     say(f"matmul peak: {peak / 1e9:.1f} GFLOP/s ({world.dtype}, {torch.get_num_threads()} threads)")
@@ -161,8 +177,11 @@ def bench_env(
     for width in widths:
         say(f"{width} slots, {chunks} chunks with frames and {chunks} with latents")
         rows.append(
-            bench_slots(load, width, chunks=chunks, seed=seed, steps=steps, peak_flops=peak)
-        )
+            bench_slots(
+                load, width, chunks=chunks, seed=seed, steps=steps, peak_flops=peak,
+                profiled=profiled,
+            )
+        )  # fmt: skip
     return rows
 
 
@@ -173,12 +192,18 @@ def matmul_peak(
     sizes: Sequence[int] = MATMUL_SIZES,
     repeats: int = 5,
 ) -> float:
-    """Floating point operations a second of the best square matmul among `sizes`."""
+    """Floating point operations a second of the best square matmul among `sizes`.
+
+    A size is repeated until it has had its repeats or `PEAK_SECONDS`, and at least once.
+    """
     best = 0.0
     for size in sizes:
         matrix = torch.ones(size, size, device=device, dtype=dtype)
         torch.mm(matrix, matrix)
-        for _ in range(repeats):
+        until = time.perf_counter() + PEAK_SECONDS
+        for repeat in range(repeats):
+            if repeat and time.perf_counter() > until:
+                break
             _wait(device)
             begin = time.perf_counter()
             torch.mm(matrix, matrix)

@@ -10,11 +10,13 @@ from torch import Tensor
 from magi_world.evaluation.clips import Clips, Integers
 from magi_world.evaluation.metrics import Frames, blocks
 from magi_world.evaluation.motion import CONTEXT
+from magi_world.sampling.chunk import Chunk
 from magi_world.sampling.rollout import Rollout
+from magi_world.sampling.sampler import Places
 from magi_world.world import World
 
-Phrases = Mapping[tuple[int, int], str]
-"""the text to say in place of a card's prompt, by (clip, chunk)"""
+Phrases = Mapping[tuple[int, int], str | None]
+"""the text to say in place of a card's prompt, by (clip, chunk); None, for all, says nothing"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +74,20 @@ def give_prefix(world: World, rollout: Rollout, frames: Frames, actions: Integer
             rollout.observe(given[:, index], [names[action] for action in actions[:, index + 1]])
 
 
+def step_unprompted(rollout: Rollout) -> Chunk:
+    """Generate the next chunk of every slot under the null caption, which `step` does not take.
+
+    Noise comes from the slots' generators as in a step; nothing is drawn for the termination.
+    """
+    shape, nobody = rollout.world.config.latent_shape, [None] * rollout.batch_size
+    with torch.inference_mode():
+        drawn = [torch.randn(shape, generator=generator) for generator in rollout.generators]
+        noise = torch.stack(drawn).to(rollout.device) * rollout.temperature
+        places = Places(rollout.cache, range(rollout.batch_size), list(rollout.time))
+        latents = rollout.sampler.denoise(noise, nobody, places)
+    return rollout.observe(latents, nobody)
+
+
 def prompts_of(world: World) -> list[str]:
     """The card's prompts, one an action; index 0 is the no-op."""
     return list(world.card["prompts"])
@@ -118,9 +134,10 @@ def dream(
         for chunk in range(horizon):
             taken = [clip % len(clips) for clip in range(rows.start, rows.start + len(seeds))]
             if phrases is None:
-                said = [names[action] for action in actions[taken, chunk]]
+                stepped = rollout.step([names[action] for action in actions[taken, chunk]])
             else:
                 said = [phrases[clip, chunk] for clip in taken]
-            stepped = rollout.step(said)
+                texts = [text for text in said if text is not None]
+                stepped = rollout.step(texts) if texts else step_unprompted(rollout)
             result[rows, CONTEXT + chunk] = stepped.frames[:kept].cpu().numpy()
     return result

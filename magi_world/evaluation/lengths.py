@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from magi_world.evaluation.metrics import difference_interval, mean_and_std
+from magi_world.evaluation.metrics import Floats, difference_interval, mean_and_std, ratio_interval
 
 SWEEP_PERIODS = (20, 24, 28, 32, 36, 40)
 """chunks of half a sweep that are tried"""
@@ -13,24 +13,33 @@ SWEEP_SEED = 610_000
 Play = Callable[[int, int, int], Sequence[float]]
 """plays real episodes of the sweep, given (period, first seed, episodes), episode i with the seed
 first + i; returns the tics survived in each"""
-Lengths = Callable[[], Sequence[float]]
+Lengths = Callable[[], Sequence[float] | Floats]
 """plays episodes and returns the length of each in tics"""
 
 
-def measure_lengths(players: Mapping[str, tuple[Lengths, Lengths]]) -> dict[str, Any]:
-    """Compare lengths in tics for blind policies: name to (play in the dream, play in reality).
+def measure_lengths(
+    players: Mapping[str, tuple[Lengths, Lengths]],
+    say: Callable[[str], None] = lambda text: None,
+) -> dict[str, Any]:
+    """Compare lengths in tics, policy by policy: name to (play in the dream, play in reality).
 
-    A world whose deaths come too often or too rarely shows it here. `difference_interval` is the
-    95 % bootstrap interval of the dream's mean minus the real one.
+    A world whose deaths come too often or too rarely shows it here. `ratio` is the dream's mean
+    over the real one, `ratio_interval` its 95 % bootstrap interval over the episodes of both sides,
+    and `difference_interval` that of the dream's mean minus the real one.
     """
-    result = {}
+    result: dict[str, Any] = {}
     for name, (play_dream, play_real) in players.items():
         dream, real = play_dream(), play_real()
+        numbers = {"dream": mean_and_std(dream), "real": mean_and_std(real)}
+        real_mean = numbers["real"]["mean"]
         result[name] = {
-            "dream": mean_and_std(dream),
-            "real": mean_and_std(real),
+            **numbers,
+            "ratio": numbers["dream"]["mean"] / real_mean if real_mean else None,
+            "ratio_interval": list(ratio_interval(dream, real)),
             "difference_interval": list(difference_interval(dream, real)),
         }
+        means = " and ".join(f"{row['mean']:.0f} ({place})" for place, row in numbers.items())
+        say(f"lengths of {name}: {means}, tics")
     return result
 
 

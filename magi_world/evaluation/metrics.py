@@ -12,6 +12,8 @@ Frames = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
 
 PEAK = 255.0
+MOST_PSNR = 120.0
+"""dB that stand for an exact copy where its infinite PSNR cannot be averaged"""
 
 
 class SquaredError:
@@ -59,6 +61,18 @@ def moving_pixels(chunks: Frames, threshold: int) -> Mask:
     return moving
 
 
+def mean_chunk_psnr(mean_squared: Sequence[float] | Floats) -> dict[str, float | int]:
+    """Mean over chunks of each chunk's own PSNR in dB, from their mean squared byte errors, and n.
+
+    Unlike the pooled PSNR it weighs an easy chunk as much as a hard one, so it is the higher of the
+    two. An exactly reproduced chunk counts as `MOST_PSNR`, one without pixels (NaN) is left out.
+    """
+    errors = np.asarray(mean_squared, np.float64)
+    errors = np.maximum(errors[~np.isnan(errors)], PEAK**2 / 10 ** (MOST_PSNR / 10))
+    mean = float((10 * np.log10(PEAK**2 / errors)).mean()) if errors.size else math.nan
+    return {"psnr": mean, "n": int(errors.size)}
+
+
 def auc(scores: Floats, positive: Mask) -> float:
     """Area under the ROC curve: the chance that a positive scores above a negative, ties half.
 
@@ -80,20 +94,26 @@ def calibration(
 ) -> list[dict[str, float | int]]:
     """Mean predicted beside observed frequency, one row a bin `[edge, next edge)`; empty bins go.
 
-    The last bin includes its upper edge.
+    The last bin includes its upper edge. `events` of the bin's n happened; `observed_low` and
+    `observed_high` are the 95 % Wilson interval of the observed frequency.
     """
     bins = np.clip(np.searchsorted(edges, probability, side="right") - 1, 0, len(edges) - 2)
     rows: list[dict[str, float | int]] = []
     for index, (low, high) in enumerate(zip(edges, edges[1:], strict=False)):
         chosen = bins == index
         if chosen.any():
+            events, total = int(happened[chosen].sum()), int(chosen.sum())
+            lowest, highest = share_interval(events, total)
             rows.append(
                 {
                     "from": low,
                     "to": high,
                     "predicted": float(probability[chosen].mean()),
-                    "observed": float(happened[chosen].mean()),
-                    "n": int(chosen.sum()),
+                    "observed": events / total,
+                    "observed_low": lowest,
+                    "observed_high": highest,
+                    "events": events,
+                    "n": total,
                 }
             )
     return rows
@@ -126,6 +146,43 @@ def difference_interval(
 
     low, high = np.quantile(means(first) - means(second), [0.025, 0.975])
     return float(low), float(high)
+
+
+def ratio_interval(
+    first: Sequence[float] | Floats,
+    second: Sequence[float] | Floats,
+    *,
+    paired: bool = False,
+    draws: int = 10_000,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """95 % bootstrap interval of mean(first) / mean(second).
+
+    The samples are drawn independently; `paired` draws the same rows of both, which is the interval
+    of a ratio of sums over clusters, such as the episodes that many chunks come from. A draw whose
+    second mean is 0 counts as infinite. NaN where a sample is empty.
+    """
+    numerator, denominator = np.asarray(first, np.float64), np.asarray(second, np.float64)
+    if not numerator.size or not denominator.size:
+        return math.nan, math.nan
+    rng = np.random.default_rng(seed)
+    rows = rng.integers(len(numerator), size=(draws, len(numerator)))
+    others = rows if paired else rng.integers(len(denominator), size=(draws, len(denominator)))
+    means, other_means = numerator[rows].mean(axis=1), denominator[others].mean(axis=1)
+    ratios = np.full(draws, math.inf)
+    np.divide(means, other_means, out=ratios, where=other_means != 0)
+    low, high = np.quantile(ratios, [0.025, 0.975], method="inverted_cdf")
+    return float(low), float(high)
+
+
+def share_interval(count: int, total: int) -> tuple[float, float]:
+    """95 % Wilson interval of a share `count / total`; it is honest for rare events, too."""
+    if not total:
+        return math.nan, math.nan
+    z2, share = 1.96**2, count / total
+    centre = (share + z2 / (2 * total)) / (1 + z2 / total)
+    half = math.sqrt(z2 * (share * (1 - share) / total + z2 / (4 * total**2))) / (1 + z2 / total)
+    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def confusion(

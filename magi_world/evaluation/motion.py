@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from magi_world.errors import DatasetError
 from magi_world.evaluation.clips import Episode, Integers, played, whole_chunks
-from magi_world.evaluation.metrics import Frames, blocks
+from magi_world.evaluation.metrics import Frames, Mask, blocks
 
 CONTEXT = 2
 """chunks before the judged one that are looked at"""
@@ -39,6 +39,10 @@ class Moments:
 
     def __len__(self) -> int:
         return len(self.actions)
+
+    def __getitem__(self, rows: Mask) -> "Moments":
+        """Those that a mask, bool `[n]`, keeps."""
+        return Moments(motion=self.motion[rows], actions=self.actions[rows], held=self.held[rows])
 
 
 def cell_motion(before: Tensor, after: Tensor) -> Tensor:

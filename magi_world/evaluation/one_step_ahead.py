@@ -20,7 +20,7 @@ from magi_world.evaluation.dreaming import (
 from magi_world.evaluation.metrics import auc, blocks, calibration
 from magi_world.world import World
 
-EDGES = (0.0, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+EDGES = (0.0, 1e-4, 3e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1.0)
 """bins of the calibration table; ends are rare, so they grow geometrically"""
 
 SEED_STRIDE = 1_000_003

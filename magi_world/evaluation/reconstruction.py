@@ -1,5 +1,6 @@
 """How well the VAE codes single chunks, beside a linear code with as many numbers."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -7,7 +8,14 @@ import numpy as np
 
 from magi_world.evaluation.clips import Episode, whole_chunks
 from magi_world.evaluation.dreaming import through_vae
-from magi_world.evaluation.metrics import Frames, SquaredError, blocks, moving_pixels
+from magi_world.evaluation.metrics import (
+    Frames,
+    Mask,
+    SquaredError,
+    blocks,
+    mean_chunk_psnr,
+    moving_pixels,
+)
 from magi_world.evaluation.patch_pca import PatchPCA, PatchShape
 from magi_world.world import World
 
@@ -37,16 +45,35 @@ def draw_chunks(episodes: Sequence[Episode], count: int, seed: int) -> Frames:
     return np.stack([episodes[e].frames[k] for e, k in zip(owners, places, strict=True)])
 
 
+class _Errors:
+    """Errors of one coder: pooled over all pixels of a kind, and of every chunk alone."""
+
+    def __init__(self) -> None:
+        self.pooled = SquaredError()
+        self.chunks: list[float] = []
+
+    def add(self, real: Frames, coded: Frames, mask: Mask | None = None) -> None:
+        for index in range(len(real)):
+            one = SquaredError()
+            kept = None if mask is None else mask[index : index + 1]
+            one.add(real[index : index + 1], coded[index : index + 1], kept)
+            self.pooled.total += one.total
+            self.pooled.count += one.count
+            self.chunks.append(one.total / one.count if one.count else math.nan)
+
+
 def measure_reconstruction(
     world: World, held_out: Sequence[Episode], pca: PatchPCA, *, count: int, seed: int
 ) -> dict[str, Any]:
-    """PSNR (dB, peak 255, all pixels pooled) of the VAE and of a PCA fitted on training chunks.
+    """PSNR (dB, peak 255) of the VAE and of a PCA fitted on training chunks.
 
-    `moving_psnr` counts only the pixels that change by more than `moving_threshold` within their
-    chunk; `moving_share` is their share.
+    `psnr` pools all pixels of all chunks and is the number to quote; `mean_psnr` is the mean of the
+    chunks' own PSNRs. `moving_…` count only the pixels that change by more than `moving_threshold`
+    bytes within their chunk; `moving_share` is their share, and `moving_mean_psnr` the mean over
+    the `moving_chunks` that have any.
     """
     chunks = draw_chunks(held_out, count, seed)
-    errors = {name: SquaredError() for name in ("vae", "vae_moving", "pca", "pca_moving")}
+    errors = {name: _Errors() for name in ("vae", "vae_moving", "pca", "pca_moving")}
     for rows in blocks(len(chunks), 64):
         real = chunks[rows]
         moving = moving_pixels(real, MOVING_THRESHOLD)
@@ -57,12 +84,20 @@ def measure_reconstruction(
         for name, pictures in coded.items():
             errors[name].add(real, pictures)
             errors[f"{name}_moving"].add(real, pictures, moving)
-    return {
+    result: dict[str, Any] = {
         "n": len(chunks),
         "unit": "chunks",
         "components": pca.shape.components,
         "moving_threshold": MOVING_THRESHOLD,
-        "moving_share": errors["vae_moving"].count / errors["vae"].count,
-        "vae": {"psnr": errors["vae"].psnr, "moving_psnr": errors["vae_moving"].psnr},
-        "pca": {"psnr": errors["pca"].psnr, "moving_psnr": errors["pca_moving"].psnr},
+        "moving_share": errors["vae_moving"].pooled.count / errors["vae"].pooled.count,
+        "moving_chunks": mean_chunk_psnr(errors["vae_moving"].chunks)["n"],
     }
+    for name in ("vae", "pca"):
+        everywhere, where_moving = errors[name], errors[f"{name}_moving"]
+        result[name] = {
+            "psnr": everywhere.pooled.psnr,
+            "mean_psnr": mean_chunk_psnr(everywhere.chunks)["psnr"],
+            "moving_psnr": where_moving.pooled.psnr,
+            "moving_mean_psnr": mean_chunk_psnr(where_moving.chunks)["psnr"],
+        }
+    return result

@@ -1,80 +1,73 @@
-"""The report on a world: all measures in one run, `report.json`, strips, numbers for the card."""
+"""The report on a world: all measures in one run, `report.json`, strips and plots."""
 
 import json
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from magi_world.checkpoints.world_format import read_card, write_card
-from magi_world.errors import DatasetError
-from magi_world.evaluation.clips import (
-    Clips,
-    Episode,
-    cut_clips,
-    played,
-    whole_chunks,
-)
-from magi_world.evaluation.dreaming import (
-    DreamSettings,
-    dream,
-    prompts_of,
-    through_vae,
-)
-from magi_world.evaluation.inverse_model import InverseModel, train
+from magi_world.evaluation.card import finite
+from magi_world.evaluation.clips import Clips, Episode, cut_clips
+from magi_world.evaluation.dreaming import DreamSettings, dream, prompts_of
+from magi_world.evaluation.films import Policy, film_behaviours
+from magi_world.evaluation.hazard import draw_histories, dream_on, measure_hazard
+from magi_world.evaluation.inverse_model import train
 from magi_world.evaluation.lengths import Lengths, Play, choose_sweep, measure_lengths
 from magi_world.evaluation.metrics import Frames
-from magi_world.evaluation.motion import CONTEXT, Moments, episode_moments, join_moments, moments_of
+from magi_world.evaluation.mobility import learn_travel
+from magi_world.evaluation.motion import CONTEXT, Moments, episode_moments
 from magi_world.evaluation.one_step_ahead import (
     measure_damage,
     measure_termination,
     one_step_ahead,
 )
-from magi_world.evaluation.patch_pca import PatchPCA
+from magi_world.evaluation.plots import plot_calibration, require_matplotlib
 from magi_world.evaluation.prediction import HORIZONS, measure_prediction
-from magi_world.evaluation.prompt_effect import measure_drawn_actions, measure_real_actions
-from magi_world.evaluation.reconstruction import measure_reconstruction, patch_shape
-from magi_world.evaluation.strips import strip, write_png
+from magi_world.evaluation.prompt_effect import (
+    add_ratios,
+    measure_drawn_actions,
+    measure_no_action,
+    measure_real_actions,
+)
+from magi_world.evaluation.reading import read, read_held_out
+from magi_world.evaluation.reconstruction import measure_reconstruction
+from magi_world.evaluation.sizes import Sizes
+from magi_world.evaluation.strips import write_strips
+from magi_world.evaluation.variants import Tables, check_tables, measure_tables
+from magi_world.evaluation.video import require_av
 from magi_world.world import World
 
 Say = Callable[[str], None]
 
-BULKY = frozenset({"phrases", "calibration", "confusion", "by_chunk"})
-"""tables that stay in the report and out of the card"""
-
 
 @dataclass(frozen=True, kw_only=True)
-class Sizes:
-    """How much of everything is measured; the defaults take about ten minutes on two cores."""
+class Player:
+    """A policy, and how its episodes are played to their end in the dream and in the real game."""
 
-    held_out_episodes: int = 96
-    training_chunks: int = 12_000
-    """real chunks, of training episodes, for the PCA and the inverse model"""
-    reconstruction_chunks: int = 2000
-    clips: int = 256
-    """clips for open-loop prediction under the real actions"""
-    prefix: int = 8
-    """real chunks given before a dream, at least 2"""
-    drawn_clips: int = 128
-    """clips driven by drawn actions, once for each wording"""
-    drawn_horizon: int = 8
-    drawn_hold: int = 4
-    """chunks for which a drawn action is held"""
-    inverse_epochs: int = 15
-    strips: int = 6
-    sweep_episodes: int = 100
+    policy: Policy
+    dream: Lengths
+    real: Lengths
+
+
+def nobody(period: int | None) -> Mapping[str, Player]:
+    """No players: nothing that needs them is measured."""
+    return {}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Game:
-    """What the measures need of the real game, as callables; absent ones skip their measure."""
+    """What the measures need of the real game and of policies, as callables."""
 
-    lengths: Mapping[str, tuple[Lengths, Lengths]] = field(default_factory=dict)
+    players: Callable[[int | None], Mapping[str, Player]] = nobody
+    """gives the players by name; it is told the blind sweep's period, None if nobody knows it"""
+    lengths: bool = True
+    """whether the players' episode lengths are compared"""
+    films: bool = False
+    """whether the players are filmed in the dream"""
     play_sweep: Play | None = None
+    """plays the blind sweep, so that its period is chosen"""
 
 
 def evaluate_world(
@@ -86,29 +79,30 @@ def evaluate_world(
     settings: DreamSettings | None = None,
     sizes: Sizes | None = None,
     game: Game | None = None,
+    tables: Tables | None = None,
     say: Say = lambda text: None,
 ) -> dict[str, Any]:
-    """Run every measure, write `out/report.json` and `out/strip_*.png`, return the report.
+    """Run every measure, write `report.json` and its pictures into `out`, return the report.
 
     `episodes` is read once and only as far as needed; `is_held_out(seed)` says which of them the
     world never saw. The report is plain data; numbers that do not exist are null.
 
     Raises:
-        DatasetError: too few held-out or training episodes.
+        DatasetError: too few held-out or training episodes, or none long enough for its clips.
+        MissingPackage: matplotlib, Pillow or, for films, PyAV is not installed.
     """
-    settings = settings or DreamSettings()
-    sizes = sizes or Sizes()
-    game = game or Game()
+    require_matplotlib()
+    settings, sizes = settings or DreamSettings(), sizes or Sizes()
+    game, tables = game or Game(), tables or Tables()
+    if game.films:
+        require_av()
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
 
     held_out, pca, training_moments = read(world, episodes, is_held_out, sizes, say)
     say(f"{len(held_out)} held-out episodes, {len(training_moments)} training moments")
-    report: dict[str, Any] = {"world": world.name, "setting": _setting(world, settings, sizes)}
-    report["held_out"] = {
-        "episodes": len(held_out),
-        "chunks": sum(len(episode.frames) for episode in held_out),
-    }
+    check_tables(held_out, tables, sizes)
+    report = _head(world, held_out, settings, sizes)
 
     report["reconstruction"] = measure_reconstruction(
         world, held_out, pca, count=sizes.reconstruction_chunks, seed=settings.seed
@@ -124,103 +118,136 @@ def evaluate_world(
     write_strips(out, clips, dreamed[:, CONTEXT:], sizes.strips)
 
     ahead = one_step_ahead(world, held_out, settings, say=say)
-    report["termination"] = measure_termination(ahead)
+    report["termination"] = ends = measure_termination(ahead)
     report["damage"] = measure_damage(ahead)
+    title = f"{world.name}: {ends['terminal']} ends in {ends['n']} held-out chunks"
+    plot_calibration(out / "calibration.png", ends["calibration"], title)
 
-    model = train(
-        training_moments,
-        len(prompts_of(world)),
-        epochs=sizes.inverse_epochs,
-        seed=settings.seed,
-        say=say,
-    )
+    places = draw_histories(held_out, sizes.histories, settings.seed)
+    report["hazard"] = measure_hazard(dream_on(world, held_out, places, settings, say=say))
+
     report["prompt_effect"] = _prompt_effect(
-        world, model, clips, dreamed, held_out, len(training_moments), settings, sizes, say
+        world, training_moments, clips, dreamed, held_out, settings, sizes, say
     )
+    del dreamed
+    write_report(out, report)  # whole episodes take long: what is measured outlives what may break
+    _play_games(report, world, game, out, settings, sizes, say)
+    report |= measure_tables(world, held_out, tables, settings, sizes, say)
+    return write_report(out, report)
 
-    if game.lengths:
-        report["lengths"] = measure_lengths(game.lengths)
+
+def evaluate_tables(
+    world: World,
+    episodes: Iterable[Episode],
+    is_held_out: Callable[[int], bool],
+    out: str | Path,
+    tables: Tables,
+    *,
+    settings: DreamSettings | None = None,
+    sizes: Sizes | None = None,
+    say: Say = lambda text: None,
+) -> dict[str, Any]:
+    """Measure the tables only; write `report.json` into `out` and return the report.
+
+    Raises:
+        DatasetError: there are no held-out episodes, or none long enough.
+    """
+    settings, sizes = settings or DreamSettings(), sizes or Sizes()
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    held_out = read_held_out(episodes, is_held_out, sizes.held_out_episodes)
+    check_tables(held_out, tables, sizes)
+    report = _head(world, held_out, settings, sizes)
+    return write_report(out, report | measure_tables(world, held_out, tables, settings, sizes, say))
+
+
+def _play_games(
+    report: dict[str, Any],
+    world: World,
+    game: Game,
+    out: Path,
+    settings: DreamSettings,
+    sizes: Sizes,
+    say: Say,
+) -> None:
+    """What needs policies: the sweep's period, lengths and films, in this order."""
     if game.play_sweep is not None:
         best, sweeps = choose_sweep(game.play_sweep, episodes=sizes.sweep_episodes, say=say)
         report["sweep_period"] = best
         report["sweeps"] = sweeps
-
-    report = finite(report)
-    text = json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False)
-    (out / "report.json").write_text(text + "\n", encoding="utf-8")
-    return report
-
-
-def read(
-    world: World,
-    episodes: Iterable[Episode],
-    is_held_out: Callable[[int], bool],
-    sizes: Sizes,
-    say: Say,
-) -> tuple[list[Episode], PatchPCA, Moments]:
-    """Go through the episodes once: keep the held-out ones, fit the PCA, cut moments from the rest.
-
-    Moments come in two views: the real pictures, and the same through the world's VAE. Of the
-    training episodes only they stay in memory.
-    """
-    held_out: list[Episode] = []
-    moments: list[Moments] = []
-    pca = PatchPCA(patch_shape(world))
-    num_training = 0
-    for episode in episodes:
-        if is_held_out(episode.seed):
-            if len(held_out) < sizes.held_out_episodes:
-                held_out.append(episode)
-        elif num_training < sizes.training_chunks:
-            chunks = episode.frames[: whole_chunks(episode)]
-            if len(chunks):
-                pca.add(chunks[:: max(1, len(chunks) // 32)])
-            if len(chunks) > CONTEXT:
-                actions = played(episode)[: len(chunks)]
-                views = (chunks, through_vae(world, chunks))
-                moments += [moments_of(view, actions) for view in views]
-            if (num_training + len(chunks)) // 2000 > num_training // 2000:
-                say(f"{num_training + len(chunks)} training chunks coded")
-            num_training += len(chunks)
-        if len(held_out) >= sizes.held_out_episodes and num_training >= sizes.training_chunks:
-            break
-    if not held_out or not num_training:
-        raise DatasetError(
-            f"the data has {len(held_out)} held-out episodes and {num_training} training chunks; "
-            "both are needed"
+    players = game.players(report.get("sweep_period", world.card.get("sweep_period")))
+    if players and game.lengths:
+        pairs = {name: (player.dream, player.real) for name, player in players.items()}
+        report["lengths"] = measure_lengths(pairs, say)
+    if players and game.films:
+        policies = {name: player.policy for name, player in players.items()}
+        report["films"] = film_behaviours(
+            world, policies, out, settings, seconds=sizes.film_seconds, say=say
         )
-    return held_out, pca, join_moments(moments)
+
+
+def write_report(out: Path, report: Mapping[str, Any]) -> dict[str, Any]:
+    """Write `report.json` into a folder; returns the report as JSON holds it."""
+    plain: dict[str, Any] = finite(report)
+    text = json.dumps(plain, indent=2, ensure_ascii=False, allow_nan=False)
+    (out / "report.json").write_text(text + "\n", encoding="utf-8")
+    return plain
+
+
+def _head(
+    world: World, held_out: Sequence[Episode], settings: DreamSettings, sizes: Sizes
+) -> dict[str, Any]:
+    return {
+        "world": world.name,
+        "setting": _setting(world, settings, sizes),
+        "held_out": {
+            "episodes": len(held_out),
+            "chunks": sum(len(episode.frames) for episode in held_out),
+        },
+    }
 
 
 def _prompt_effect(
     world: World,
-    model: InverseModel,
+    training_moments: Moments,
     clips: Clips,
     dreamed: Frames,
     held_out: Sequence[Episode],
-    num_training: int,
     settings: DreamSettings,
     sizes: Sizes,
     say: Say,
 ) -> dict[str, Any]:
-    held_out_moments = join_moments(
-        part for episode in held_out for part in episode_moments(episode)
+    num_actions = len(prompts_of(world))
+    travel = learn_travel(training_moments, num_actions)
+    model = train(
+        training_moments, num_actions, epochs=sizes.inverse_epochs, seed=settings.seed, say=say
     )
-    result = {
+    real = [part for episode in held_out for part in episode_moments(episode)]
+    result: dict[str, Any] = {
         "unit": "chunks",
-        "training_moments": num_training,
-        **measure_real_actions(world, model, clips, dreamed, held_out_moments),
+        "training_moments": len(training_moments),
+        "usual_shift": travel.shift.tolist(),
+        **measure_real_actions(
+            world, model, clips, dreamed, real, travel, group=sizes.group, seed=settings.seed
+        ),
     }
-    drawn = measure_drawn_actions(
+    driven = clips[: sizes.drawn_clips]
+    result["drawn_actions"] = measure_drawn_actions(
         world,
         model,
-        clips[: sizes.drawn_clips],
+        driven,
         settings,
+        travel,
         horizon=sizes.drawn_horizon,
         hold=sizes.drawn_hold,
+        group=sizes.group,
         say=say,
     )
-    return {**result, "drawn_actions": drawn}
+    result["no_action"] = measure_no_action(
+        world, model, driven, settings, travel, horizon=sizes.drawn_horizon
+    )
+    add_ratios(result)
+    return result
 
 
 def _setting(world: World, settings: DreamSettings, sizes: Sizes) -> dict[str, Any]:
@@ -234,62 +261,3 @@ def _setting(world: World, settings: DreamSettings, sizes: Sizes) -> dict[str, A
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
     }
-
-
-def write_strips(out: Path, clips: Clips, dreamed: Frames, count: int) -> list[Path]:
-    """Write PNGs of the first clips: the last frame of every real chunk above the dreamed one."""
-    paths = []
-    for index in range(min(count, len(clips))):
-        rows: list[tuple[str, Frames]] = [
-            (
-                f"real: {clips.horizon} chunks after a prefix of {clips.prefix}",
-                clips.frames[index, clips.prefix :, -1],
-            ),
-            ("dream: same prefix and actions, open loop", dreamed[index, :, -1]),
-        ]
-        path = out / f"strip_{index}.png"
-        write_png(path, strip(rows))
-        paths.append(path)
-    return paths
-
-
-def finite(value: Any) -> Any:
-    """Plain data that JSON can hold: numbers that are not finite become None."""
-    if isinstance(value, Mapping):
-        return {str(key): finite(entry) for key, entry in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [finite(entry) for entry in value]
-    if isinstance(value, (np.bool_, np.integer, np.floating)):
-        value = value.item()
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
-
-
-def card_entries(report: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a report goes into the card: its numbers without the long tables.
-
-    The sweep's period and means get keys of their own; a report without them leaves the card's.
-    """
-    numbers = _without(report, BULKY | {"sweep_period", "sweeps", "world"})
-    own = {key: report[key] for key in ("sweep_period", "sweeps") if key in report}
-    return {"evaluation": numbers, **own}
-
-
-def _without(value: Any, names: frozenset[str]) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _without(entry, names) for key, entry in value.items() if key not in names}
-    return value
-
-
-def update_card(world: World, entries: Mapping[str, Any]) -> None:
-    """Put entries into the card of a world and into its file, keeping every other key.
-
-    The file is read again and replaced in one move. A world without a folder keeps them in memory.
-
-    Raises:
-        OSError: the folder cannot be written.
-    """
-    if world.folder is not None:
-        write_card(world.folder, {**read_card(world.folder), **entries})
-    world.card.update(entries)

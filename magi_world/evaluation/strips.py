@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from magi_world.errors import missing_package
+from magi_world.evaluation.clips import Clips
 from magi_world.evaluation.metrics import Frames
 from magi_world.evaluation.video import enlarge, label_bar
 
@@ -39,3 +40,20 @@ def write_png(path: str | Path, picture: Frames) -> None:
     except ImportError as error:
         raise missing_package("pillow", "video", "writing PNG files") from error
     Image.fromarray(picture).save(path, format="PNG")
+
+
+def write_strips(out: Path, clips: Clips, dreamed: Frames, count: int) -> list[Path]:
+    """Write PNGs of the first clips: the last frame of every real chunk above the dreamed one."""
+    paths = []
+    for index in range(min(count, len(clips))):
+        rows: list[tuple[str, Frames]] = [
+            (
+                f"real: {clips.horizon} chunks after a prefix of {clips.prefix}",
+                clips.frames[index, clips.prefix :, -1],
+            ),
+            ("dream: same prefix and actions, open loop", dreamed[index, :, -1]),
+        ]
+        path = out / f"strip_{index}.png"
+        write_png(path, strip(rows))
+        paths.append(path)
+    return paths

@@ -13,6 +13,14 @@ LABEL_HEIGHT = 14
 """pixels of the bar that holds a label"""
 
 
+def require_av() -> None:
+    """Raise `MissingPackage` where PyAV is not installed."""
+    try:
+        import av  # noqa: F401
+    except ImportError as error:
+        raise missing_package("av", "video", "writing a video") from error
+
+
 def write_mp4(path: str | Path, frames: Iterable[Frames], fps: float) -> int:
     """Write uint8 RGB frames `[H, W, 3]` of one size (even height and width) as H.264.
 
@@ -22,10 +30,9 @@ def write_mp4(path: str | Path, frames: Iterable[Frames], fps: float) -> int:
         MissingPackage: PyAV is not installed.
         ValueError: no frames, an odd size, or a frame of another size than the first.
     """
-    try:
-        import av
-    except ImportError as error:
-        raise missing_package("av", "video", "writing a video") from error
+    require_av()
+    import av
+
     iterator = iter(frames)
     first = next(iterator, None)
     if first is None:

@@ -8,7 +8,6 @@ behaviours are handed in, so nothing here knows which game is played or who play
 `training/episodes.py` reads such datasets, and other people's.
 """
 
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from magi_world.errors import DatasetError
+from magi_world.training.disk import check_disk
 from magi_world.training.episodes import FIRST_SEED, EpisodeData, is_held_out
 from magi_world.training.recording import dataset_folder, disk_needed, recording
 
@@ -37,7 +37,12 @@ __all__ = [
 
 
 class GameChunk(Protocol):
-    """One chunk of a real game, as `envs/doom.py` describes it."""
+    """One chunk of a real game.
+
+    `frames` is uint8 `[F, H, W, 3]`; `valid_frames` counts those of them that the game drew, the
+    rest repeat the last one; `reward` is what the chunk earned; `health` is the player's, NaN where
+    the game knows none.
+    """
 
     @property
     def frames(self) -> npt.NDArray[np.uint8]: ...
@@ -128,7 +133,7 @@ def collect(
     result = Collected(dataset_id, dataset_folder(root, dataset_id))
     game = make_game()
     try:
-        _check_disk(root, disk_needed(chunks, game.chunk_frames, game.frame_shape), console)
+        check_disk(root, disk_needed(chunks, game.chunk_frames, game.frame_shape), console)
         with recording(
             root,
             dataset_id,
@@ -201,15 +206,6 @@ def _check_arguments(behaviours: Sequence[Behaviour], chunks: int, first_episode
             )
 
 
-def _check_disk(root: Path, needed: int, console: Console) -> None:
-    place = next(folder for folder in (root, *root.parents) if folder.exists())
-    free = shutil.disk_usage(place).free
-    words = f"{needed / 1e9:.2f} GB of disk needed under {root}, {free / 1e9:.2f} GB free"
-    console.print(words)
-    if free < needed:
-        raise DatasetError(words)
-
-
 def _play(
     game: Game, behaviours: Sequence[Behaviour], chunks: int, first_seed: int
 ) -> Iterator[EpisodeData]:
@@ -229,10 +225,13 @@ def _count(result: Collected, episode: EpisodeData) -> None:
     result.chunks += len(episode.actions)
     result.real_tics += int(episode.valid_frames.sum())
     row = result.by_behaviour.setdefault(
-        episode.behaviour, {"episodes": 0, "chunks": 0, "mean_tics": 0.0}
+        episode.behaviour, {"episodes": 0, "chunks": 0, "mean_tics": 0.0, "mean_return": 0.0}
     )
     survived = int(episode.valid_frames[1:].sum())
     row["mean_tics"] += (survived - row["mean_tics"]) / (row["episodes"] + 1)
+    row["mean_return"] += (float(episode.rewards.sum()) - row["mean_return"]) / (
+        row["episodes"] + 1
+    )
     row["episodes"] += 1
     row["chunks"] += len(episode.actions)
 

@@ -4,11 +4,14 @@ Flow matching: the noisy copy of a chunk at time t must give the velocity from i
 chunk. Times follow the sampler's own grid (uniform u through the same map), so most of the training
 lies where few-step sampling evaluates. Histories are clean or carry up to a few percent of noise,
 as in MAGI-1, so that the model bears its own small errors. In some batches a part of the history is
-what the model itself makes of those chunks, one step ahead: the errors that it must bear are its
-own, not white noise (scheduled sampling, Bengio et al. 2015).
+what the model itself makes of those chunks, one or several steps ahead: the errors that it must
+bear are its own, not white noise (scheduled sampling, Bengio et al. 2015).
 
-The chunk in which an episode ends is shown but not learnt: its last frames are a repeated picture
-(the game draws none after death), and a model that generates still pictures would tell the
+With the objective "energy" the stage goes on from there: the world's own sampler, one or two steps
+long, is run on several noises, and its samples are judged by the energy score.
+
+The chunk in which an episode ends is shown but not learnt where its last frames are a repeated
+picture (Doom draws none after death): a model that generates still pictures would tell the
 termination head what nobody could see.
 """
 
@@ -17,10 +20,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from magi_world.errors import DatasetError
 from magi_world.models.dit import CaptionKV, VideoDiT
 from magi_world.sampling.schedule import warp
+from magi_world.training.energy_score import energy_score
 from magi_world.training.recipe import DiTSettings
 from magi_world.training.store import Store
 from magi_world.training.teacher_forcing import (
@@ -30,6 +35,8 @@ from magi_world.training.teacher_forcing import (
     teacher_forced_inputs,
 )
 from magi_world.world import World
+
+_UNUSUAL_MOST = 6.0  # squared deviations; a fireball close by lies at twenty
 
 
 def initialise(dit: VideoDiT) -> None:
@@ -64,7 +71,9 @@ class Sequences:
         self.length = length
         self.latents = torch.from_numpy(latents)
         self.action = torch.from_numpy(store.action)
-        self.terminal = torch.from_numpy(store.terminal)
+        # an end whose chunk is real to its last frame can be learnt like any other chunk
+        filled = store.valid < store.frames.shape[1]
+        self.terminal = torch.from_numpy(store.terminal & filled)
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
         """Rows of the store, `[count, length]`."""
@@ -83,13 +92,15 @@ class DiTStage:
         self.module = nn.ModuleDict({"dit": world.dit, "text": world.text})
         self.settings = settings
         latents = store.latents()
+        known = np.flatnonzero(~store.held_out)[::16]
+        self.mean_CPHW = torch.from_numpy(latents[known].mean(0, dtype=np.float32))
         self.sequences = Sequences(store, latents, settings.sequence, held_out=False)
         self.held_out = Sequences(store, latents, settings.sequence, held_out=True)
         card = world.card
         self.wordings = [[p, *card["paraphrases"].get(p, [])] for p in card["prompts"]]
 
     def loss(self, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        """Mean squared error of the velocity on one random batch."""
+        """Mean error of the objective on one random batch."""
         loss, error_SL = self._loss(self.sequences, self.settings.batch_size, generator)
         return loss, {"first_chunk": error_SL[:, 0].mean(), "last_chunk": error_SL[:, -1].mean()}
 
@@ -110,19 +121,72 @@ class DiTStage:
         }  # fmt: skip
         t_history = self._history_times(S * L, generator)
         history = add_noise(self._history(x, (S, L), condition, generator), randn(), t_history)
-        copies = self.settings.copies
-        x_RG, noise_RG = x.repeat(copies, 1, 1, 1, 1), torch.cat([randn() for _ in range(copies)])
-        t_RG = self._times(S * L, generator)
-        noisy = add_noise(x_RG, noise_RG, t_RG)
-        inputs = teacher_forced_inputs(
-            self.world, (S, L), clean=(history, t_history), noisy=(noisy, t_RG), **condition
-        )
-        velocity = self.world.dit(inputs).velocity[S * L :]
-        error_RG = (velocity - (x_RG - noise_RG)).square().mean((1, 2, 3, 4))
-        error = error_RG.view(copies, -1).mean(0)
+        objective = self._energy if self.settings.objective == "energy" else self._flow
+        error = objective(x, history, t_history, (S, L), condition, generator)
         learnt = (~sequences.terminal[rows]).float()
         loss = (error * learnt).sum() / learnt.sum()
         return loss, (error.detach() * learnt).view(S, L)
+
+    def _flow(
+        self,
+        x_GCPHW: Tensor,
+        history: Tensor,
+        t_history: Tensor,
+        shape: tuple[int, int],
+        condition: dict[str, Any],
+        generator: torch.Generator,
+    ) -> Tensor:
+        """Squared error of the velocity, mean over the copies, `[G]`."""
+        copies, count = self.settings.copies, len(x_GCPHW)
+        x_RG, noise_RG = x_GCPHW.repeat(copies, 1, 1, 1, 1), self._noise(x_GCPHW, generator)
+        t_RG = self._times(count, generator)
+        noisy = add_noise(x_RG, noise_RG, t_RG)
+        inputs = teacher_forced_inputs(
+            self.world, shape, clean=(history, t_history), noisy=(noisy, t_RG), **condition
+        )
+        velocity = self.world.dit(inputs).velocity[count:]
+        error_RG = (velocity - (x_RG - noise_RG)).square().mean((1, 2, 3, 4))
+        error_G: Tensor = error_RG.view(copies, -1).mean(0)
+        return error_G
+
+    def _energy(
+        self,
+        x_GCPHW: Tensor,
+        history: Tensor,
+        t_history: Tensor,
+        shape: tuple[int, int],
+        condition: dict[str, Any],
+        generator: torch.Generator,
+    ) -> Tensor:
+        """Energy score of the copies as samples of the world's own sampler, `[G]`."""
+        noise_RG = self._noise(x_GCPHW, generator)
+        samples_RG = generate_one_step_ahead(
+            self.world, shape, history, noise_RG, t_history, **condition
+        )
+        return energy_score(
+            samples_RG.unflatten(0, (self.settings.copies, -1)),
+            x_GCPHW,
+            weight_Ghw=self._unusual(history, shape),
+        )
+
+    def _unusual(self, history_GCPHW: Tensor, shape: tuple[int, int]) -> Tensor:
+        """Weights of the places of each chunk, mean 1, `[G, h, w]`.
+
+        A place weighs more the further it, or one beside it, lay from the mean picture in the chunk
+        before: that is where something small may be that moves. The first chunk of a sequence has
+        nothing before it and equal weights.
+        """
+        far_GHW = (history_GCPHW - self.mean_CPHW).square().mean((1, 2))
+        around_GHW = F.max_pool2d(far_GHW[:, None], 3, stride=1, padding=1)[:, 0]
+        weight = 1 + self.settings.unusual_weight * around_GHW.clamp(max=_UNUSUAL_MOST)
+        weight_SLHW: Tensor = weight.unflatten(0, shape).roll(1, dims=1)
+        weight_SLHW[:, 0] = weight.mean()
+        return weight_SLHW.flatten(0, 1) / weight.mean()
+
+    def _noise(self, x_GCPHW: Tensor, generator: torch.Generator) -> Tensor:
+        """Fresh noise for every copy of the chunks, `[R * G, C, P, h, w]`."""
+        shape = (self.settings.copies * x_GCPHW.shape[0], *x_GCPHW.shape[1:])
+        return torch.randn(shape, generator=generator)
 
     @torch.no_grad()
     def _history(
@@ -135,16 +199,23 @@ class DiTStage:
         """What the noisy copies see of the sequences: the chunks, or the model's own of some.
 
         In a batch that is chosen for it, a share of each sequence's chunks, drawn anew, is
-        generated one step ahead of the real ones before them.
+        generated one step ahead of those before them; done again on what that gave, every chunk
+        follows two generated ones, and so on to a depth that is drawn.
         """
         S, L = shape
         if torch.rand((), generator=generator) >= self.settings.own_history:
             return x_GCPHW
-        share_S = torch.rand(S, generator=generator)
-        own_SL = torch.rand(S, L, generator=generator) < share_S[:, None]
-        noise = torch.randn(x_GCPHW.shape, generator=generator)
-        generated = generate_one_step_ahead(self.world, shape, x_GCPHW, noise, **condition)
-        return torch.where(own_SL.view(-1, 1, 1, 1, 1), generated, x_GCPHW)
+        depth = int(torch.randint(self.settings.own_depth, (), generator=generator)) + 1
+        history = x_GCPHW
+        for _ in range(depth):
+            # half of the sequences are generated whole, as in a rollout
+            share_S = (2 * torch.rand(S, generator=generator)).clamp(max=1)
+            own_SL = torch.rand(S, L, generator=generator) < share_S[:, None]
+            own_SL[:, 0] = False  # nothing comes before it
+            noise = torch.randn(x_GCPHW.shape, generator=generator)
+            generated = generate_one_step_ahead(self.world, shape, history, noise, **condition)
+            history = torch.where(own_SL.view(-1, 1, 1, 1, 1), generated, x_GCPHW)
+        return history
 
     def _times(self, count: int, generator: torch.Generator) -> Tensor:
         """Times in [0, 1) that follow the map of the sampler's grid, `[R * count]`.

@@ -4,7 +4,7 @@ Two forms of observations are understood, alone or as the one picture-like entry
 
 - chunks, uint8 `[F, H, W, 3]` with F a multiple of four: one step is one chunk;
 - single frames, uint8 `[H, W, 3]`: the first one, repeated, is the first chunk; after it four steps
-  make a chunk, and the action must be the same in all four.
+  make a chunk, and the action must be the same in all four, unless a `Reading` says otherwise.
 
 Actions are Discrete; where the space starts above 0 they are counted from 0.
 """
@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from magi_world.errors import DatasetError, missing_package
+from magi_world.training.reading import Reading, group
 
 FIRST_SEED = 1_000_000
 """Data is played with the game's seeds from here on; evaluation keeps to smaller ones."""
@@ -80,38 +81,77 @@ def open_dataset(path_or_id: Path | str, *, root: Path | str | None = None) -> A
     return minari.MinariDataset(data)
 
 
-def count_chunks(path_or_id: Path | str, *, root: Path | str | None = None) -> int:
-    """Most chunks that `read_episodes` gives, reset chunks included, without reading them.
+@dataclass(frozen=True)
+class Facts:
+    """What data is, as far as it can be told before it is read.
 
-    For single frames this counts frames, so it is too high by a factor of four.
+    `size` is the height and width of its frames; `chunk_frames` the frames of a chunk, None for
+    single frames; `actions` how many there are; `prompts` what they are called, None if unknown;
+    `chunks` the most that it can give, reset chunks included.
     """
+
+    size: tuple[int, int]
+    chunk_frames: int | None
+    actions: int
+    prompts: list[str] | None
+    chunks: int
+
+
+def dataset_facts(
+    path_or_id: Path | str, *, root: Path | str | None = None, reading: Reading | None = None
+) -> Facts:
+    """Look at a dataset without reading its episodes; raises as `read_episodes` does at once."""
     dataset = open_dataset(path_or_id, root=root)
-    return int(dataset.total_steps) + int(dataset.total_episodes)
+    layout = _Layout.of(dataset)
+    shape = layout.shape
+    prompts = dataset.storage.metadata.get("prompts")
+    steps, episodes = int(dataset.total_steps), int(dataset.total_episodes)
+    if layout.single:  # every episode ends in a group that may be filled
+        steps = steps // (reading or Reading()).steps_per_chunk + episodes
+    return Facts(
+        size=(shape[-3], shape[-2]),
+        chunk_frames=None if layout.single else shape[0],
+        actions=int(dataset.action_space.n),
+        prompts=None if prompts is None else [str(prompt) for prompt in prompts],
+        chunks=steps + episodes,
+    )
 
 
 def read_episodes(
-    path_or_id: Path | str, *, root: Path | str | None = None, held_out: bool | None = None
+    path_or_id: Path | str,
+    *,
+    root: Path | str | None = None,
+    held_out: bool | None = None,
+    reading: Reading | None = None,
+    chunk_frames: int = _FRAMES,
 ) -> Iterator[EpisodeData]:
     """Go through the episodes in their order, one in memory at a time.
 
     `held_out=True` gives the held-out part only, `False` the rest; what is left out is not read.
-    Raises `DatasetError` at once if the spaces cannot be used, and on the way for an episode whose
-    frames cannot be grouped into chunks.
+    Single frames become chunks of `chunk_frames` as `reading` says. Raises `DatasetError` at once
+    if the spaces cannot be used, and on the way for an episode whose frames cannot be grouped.
     """
     dataset = open_dataset(path_or_id, root=root)
     layout = _Layout.of(dataset)
-    return _episodes(dataset, layout, held_out)
+    return _episodes(dataset, layout, held_out, (reading or Reading(), chunk_frames))
 
 
-def _episodes(dataset: Any, layout: "_Layout", held_out: bool | None) -> Iterator[EpisodeData]:
+def _episodes(
+    dataset: Any, layout: "_Layout", held_out: bool | None, grouping: tuple[Reading, int]
+) -> Iterator[EpisodeData]:
     numbers = [int(number) for number in dataset.episode_indices]
     for number, about in zip(numbers, dataset.storage.get_episode_metadata(numbers), strict=True):
         seed = int(about.get("seed", FIRST_SEED + number))
         if held_out is not None and is_held_out(seed) != held_out:
             continue
-        episode = next(iter(dataset.iterate_episodes([number])))
+        try:
+            episode = next(iter(dataset.iterate_episodes([number])))
+        except KeyError as error:
+            raise DatasetError(
+                f"{dataset.id}, episode {number}: actions, rewards or pictures are missing: {error}"
+            ) from None
         behaviour = str(about.get("options", {}).get("behaviour", ""))
-        yield layout.read(episode, seed, behaviour)
+        yield layout.read(episode, seed, behaviour, grouping)
 
 
 @dataclass(frozen=True)
@@ -120,14 +160,22 @@ class _Layout:
 
     name: str
     key: str | None  # the entry of a Dict observation that holds the frames
-    single: bool  # one frame a step, to be grouped
+    shape: tuple[int, ...]  # of one observation's frames
     first_action: int
+
+    @property
+    def single(self) -> bool:
+        """Whether a step has one frame, to be grouped."""
+        return len(self.shape) == 3
 
     @classmethod
     def of(cls, dataset: Any) -> "_Layout":
         name, actions = str(dataset.id), dataset.action_space
         if not (hasattr(actions, "n") and hasattr(actions, "start")):
-            raise DatasetError(f"{name}: actions must be Discrete, they are {actions}")
+            raise DatasetError(
+                f"{name}: actions must be Discrete, they are {actions}: record again with one "
+                "number for each thing that can be done"
+            )
         space = dataset.observation_space
         entries = dict(space.spaces) if isinstance(getattr(space, "spaces", None), dict) else None
         if entries is None:
@@ -146,9 +194,11 @@ class _Layout:
                 f"or uint8 [H, W, 3]; they are {getattr(space, 'dtype', None)} "
                 f"{list(getattr(space, 'shape', None) or [])}"
             )
-        return cls(name, key, len(space.shape) == 3, int(actions.start))
+        return cls(name, key, tuple(map(int, space.shape)), int(actions.start))
 
-    def read(self, episode: Any, seed: int, behaviour: str) -> EpisodeData:
+    def read(
+        self, episode: Any, seed: int, behaviour: str, grouping: tuple[Reading, int]
+    ) -> EpisodeData:
         observations = episode.observations
         frames = np.asarray(observations if self.key is None else observations[self.key])
         actions = np.asarray(episode.actions, np.int64) - self.first_action
@@ -161,9 +211,10 @@ class _Layout:
         terminated = bool(np.asarray(episode.terminations)[-1])
         health = None
         if self.single:
-            frames, actions, rewards, valid = self._group(
-                frames, actions, rewards, terminated, int(episode.id)
-            )
+            frames, actions, rewards, valid = group(
+                frames, actions, rewards, terminated=terminated, reading=grouping[0],
+                chunk_frames=grouping[1], source=f"{self.name}, episode {episode.id}",
+            )  # fmt: skip
         else:
             infos = episode.infos or {}
             full = np.full(len(frames), frames.shape[1], np.int64)
@@ -191,43 +242,6 @@ class _Layout:
                 f"{list(values.shape)} instead of {list(default.shape)}"
             )
         return values
-
-    def _group(
-        self, frames: Any, actions: Any, rewards: Any, terminated: bool, episode: int
-    ) -> tuple[Any, Any, Any, Any]:
-        """Group single frames by four; a last group that is too short is filled or left out.
-
-        It is filled, with the last frame, where the episode terminates in it: the end is what the
-        outcome heads learn from. A cut without an end teaches nothing and is left out.
-        """
-        missing = -len(actions) % _FRAMES
-        if missing and not terminated:
-            keep = len(actions) - len(actions) % _FRAMES
-            frames, actions, rewards = frames[: keep + 1], actions[:keep], rewards[:keep]
-            missing = 0
-        if not len(actions):
-            raise DatasetError(
-                f"{self.name}, episode {episode}: shorter than one chunk of {_FRAMES} frames"
-            )
-        last_reward = np.zeros(missing, np.float32)
-        groups = np.concatenate([actions, np.repeat(actions[-1:], missing)]).reshape(-1, _FRAMES)
-        mixed = np.flatnonzero((groups != groups[:, :1]).any(axis=1))
-        if len(mixed):
-            raise DatasetError(
-                f"{self.name}, episode {episode}, steps {mixed[0] * _FRAMES} to "
-                f"{mixed[0] * _FRAMES + _FRAMES - 1}: the action changes within a chunk "
-                f"({groups[mixed[0]].tolist()}); record with each action repeated {_FRAMES} times"
-            )
-        first = np.repeat(frames[:1], _FRAMES, axis=0)
-        filled = np.concatenate([first, frames[1:], np.repeat(frames[-1:], missing, axis=0)])
-        valid = np.full(len(groups) + 1, _FRAMES, np.int64)
-        valid[-1] -= missing
-        return (
-            filled.reshape(-1, _FRAMES, *frames.shape[1:]),
-            np.ascontiguousarray(groups[:, 0]),
-            np.concatenate([rewards, last_reward]).reshape(-1, _FRAMES).sum(axis=1),
-            valid,
-        )
 
 
 def _holds_frames(space: Any) -> bool:

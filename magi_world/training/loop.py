@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from magi_world.checkpoints.tensors import read_tensors_and_metadata
 from magi_world.errors import CheckpointError
 from magi_world.training.muon import Muon
+from magi_world.training.precision import choose_precision
 from magi_world.training.video_summary import add_video
 
 _VIDEO_FPS = 12  # slower than the games, for looking at
@@ -44,6 +45,10 @@ class StageSettings:
     ema_decay: float = 0.999
     muon: bool = False
     """matrices of hidden layers learn by Muon, the rest by AdamW"""
+    precision: str = "float32"
+    """of the linear layers in forward and backward passes: "float32", "bfloat16" (autocast), or
+    "auto" for bfloat16 where the processor has units for it and a measurement says that it pays;
+    weights, norms and attention stay float32"""
     seed: int = 0
     checkpoint_minutes: float = 4.0
     log_every: int = 10
@@ -72,7 +77,9 @@ def learning_rate(step: int, settings: StageSettings) -> float:
     return settings.learning_rate * min(warmup, (settings.steps - step) / tail, 1.0)
 
 
-def make_optimizers(module: nn.Module, settings: StageSettings) -> dict[str, torch.optim.Optimizer]:
+def make_optimizers(
+    module: nn.Module, settings: StageSettings, precision: str = "float32"
+) -> dict[str, torch.optim.Optimizer]:
     """Optimisers of all parameters that learn, by the name that their state has in a checkpoint."""
     hidden: list[nn.Parameter] = []
     decay: list[nn.Parameter] = []
@@ -80,7 +87,8 @@ def make_optimizers(module: nn.Module, settings: StageSettings) -> dict[str, tor
     for name, parameter in module.named_parameters():
         if not parameter.requires_grad:
             continue
-        if settings.muon and ".layers." in name and parameter.ndim == 2:
+        in_stack = ".layers." in name or ".blocks." in name  # DiT and text encoder, VAE
+        if settings.muon and in_stack and parameter.ndim == 2:
             hidden.append(parameter)
         else:
             (decay if parameter.ndim >= 2 else plain).append(parameter)
@@ -96,7 +104,10 @@ def make_optimizers(module: nn.Module, settings: StageSettings) -> dict[str, tor
     }
     if hidden:
         optimizers["muon"] = Muon(
-            hidden, lr=settings.learning_rate, weight_decay=settings.weight_decay
+            hidden,
+            lr=settings.learning_rate,
+            weight_decay=settings.weight_decay,
+            dtype=getattr(torch, precision),
         )
     return optimizers
 
@@ -120,7 +131,8 @@ class Trainer:
         self.step = 0
         self.seconds = 0.0
         self.generator = torch.Generator().manual_seed(settings.seed)
-        self.optimizers = make_optimizers(stage.module, settings)
+        self.precision = choose_precision(settings.precision)
+        self.optimizers = make_optimizers(stage.module, settings, self.precision)
         self.parameters = [
             parameter
             for optimizer in self.optimizers.values()
@@ -206,7 +218,8 @@ class Trainer:
         for optimizer in self.optimizers.values():
             for group in optimizer.param_groups:
                 group["lr"] = rate
-        loss, scalars = self.stage.loss(self.generator)
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.precision == "bfloat16"):
+            loss, scalars = self.stage.loss(self.generator)
         self._require_finite("loss", float(loss.detach()))
         for optimizer in self.optimizers.values():
             optimizer.zero_grad(set_to_none=True)
@@ -260,7 +273,10 @@ class Trainer:
                 for key, value in state.items():
                     tensors[f"{kind}.{index}.{key}"] = torch.as_tensor(value)
         tensors["generator"] = self.generator.get_state()
-        meta = {"step": self.step, "seconds": self.seconds, "stage": self.stage.name}
+        meta = {
+            "step": self.step, "seconds": self.seconds, "stage": self.stage.name,
+            "precision": self.precision,
+        }  # fmt: skip
         temporary = self.checkpoint_path.with_suffix(".partial")
         contiguous = {key: tensor.contiguous() for key, tensor in tensors.items()}
         save_file(contiguous, temporary, metadata={"training": json.dumps(meta)})
@@ -299,3 +315,6 @@ class Trainer:
             optimizer.load_state_dict({"state": state, "param_groups": groups})
         self.generator.set_state(tensors["generator"])
         self.step, self.seconds = meta["step"], meta["seconds"]
+        self.precision = meta.get("precision", self.precision)  # "auto" may choose otherwise now
+        if isinstance(muon := self.optimizers.get("muon"), Muon):
+            muon.dtype = getattr(torch, self.precision)

@@ -6,7 +6,7 @@ take part too. Chunks near an episode's end are drawn more often than they occur
 so that probabilities stay calibrated.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from typing import Any
 
@@ -29,7 +29,7 @@ from magi_world.training.teacher_forcing import (
 from magi_world.world import World
 
 _BATCH = 16  # sequences generated together
-_REWARD_WEIGHT = 0.05
+_REWARD_WEIGHT = 0.8  # of squared errors in units of the card's reward range
 _SIGNAL_WEIGHT = 10.0
 
 
@@ -158,7 +158,7 @@ def generate_examples(
         terminal = torch.from_numpy(store.terminal)[kept]
         examples.add(
             hidden=hidden.flatten(0, 2),
-            reward=torch.from_numpy(store.reward)[kept],
+            reward=torch.from_numpy(store.reward)[kept].clamp(*world.card["reward_range"]),
             terminal=terminal.float(),
             signals=lost[kept][:, None],
             weight=weight_S[:, None].expand(S, L - skip).flatten().repeat(2),
@@ -205,8 +205,10 @@ class OutcomeStage:
         head: OutcomeHead,
         examples: Callable[[], dict[str, Tensor]],
         settings: OutcomeSettings,
+        reward_range: Sequence[float],
     ) -> None:
         """Set up; ``examples`` is called once, when the first loss is asked for."""
+        self.reward_weight = _REWARD_WEIGHT / ((reward_range[1] - reward_range[0]) or 1.0) ** 2
         self.module = head
         self.examples = cache(examples)
         self.batch_size = settings.batch_size
@@ -222,7 +224,7 @@ class OutcomeStage:
             outcome.termination_logit, batch["terminal"], weight=weight
         )
         reward = (weight * (outcome.reward - batch["reward"]).square()).mean()
-        loss = termination + _REWARD_WEIGHT * reward
+        loss = termination + self.reward_weight * reward
         scalars = {"termination": termination.detach(), "reward": reward.detach()}
         if outcome.signals.shape[1]:
             error = (outcome.signals - batch["signals"]).square().mean(1)

@@ -11,6 +11,10 @@ from magi_world.checkpoints.world_format import check_card
 from magi_world.config import WorldConfig
 from magi_world.errors import CheckpointError, ConfigError, RecipeError
 from magi_world.training.loop import StageSettings
+from magi_world.training.precision import PRECISIONS
+from magi_world.training.reading import Reading
+
+OBJECTIVES = ("flow", "energy")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,10 +32,18 @@ class DiTSettings(StageSettings):
     sequence: int = 16
     caption_dropout: float = 0.1
     history_noise: float = 0.05
+    objective: str = "flow"
+    """"flow": velocity at all times, for many denoising steps. "energy": the chunks that the
+    world's own number of steps gives, under the energy score, so that one or two steps sample
+    instead of giving the mean of what may come"""
+    unusual_weight: float = 0.0
+    """extra weight, in the energy score, of places that looked unusual in the chunk before"""
     own_history: float = 0.0
     """share of the batches whose history is in part the model's own"""
+    own_depth: int = 1
+    """most chunks, one after the other, that the model has generated in such a history"""
     copies: int = 1
-    """noisy copies of every chunk"""
+    """noisy copies of every chunk; the energy score needs two or more"""
     paraphrases: int = 4
 
 
@@ -52,6 +64,8 @@ class Recipe:
     vae: VAESettings
     dit: DiTSettings
     outcome: OutcomeSettings
+    data: Reading = Reading()
+    """how data is read that was not recorded in chunks of the world"""
 
 
 def available() -> list[str]:
@@ -81,7 +95,10 @@ def load_recipe(name_or_path: str | Path, **overrides: dict[str, Any]) -> Recipe
     except tomllib.TOMLDecodeError as error:
         raise RecipeError(f"{path}: {error}") from None
     known = {"card", "config", *_SETTINGS}
-    if set(data) != known:
+    config_keys = data["config"] if isinstance(data.get("config"), dict) else {"outcome"}
+    if "outcome" not in config_keys:  # a world without heads has no such stage
+        data.setdefault("outcome", {"steps": 1, "batch_size": 1})
+    if set(data) - {"data"} != known:
         raise RecipeError(f"{path} has the sections {sorted(data)}, expected {sorted(known)}")
     flat = sorted(key for key, value in data.items() if not isinstance(value, dict))
     if flat:
@@ -101,16 +118,50 @@ def load_recipe(name_or_path: str | Path, **overrides: dict[str, Any]) -> Recipe
         check_card({**data["card"], "fps": config.fps, "config": data["config"]}, f"{path} [card]")
     except CheckpointError as error:
         raise RecipeError(str(error)) from None
-    return Recipe(path=path, card=data["card"], config=config, **sections)
+    reading = _reading(data.get("data", {}), config, f"{path} [data]")
+    card = _with_adapter(data["card"], path)
+    return Recipe(path=path, card=card, config=config, data=reading, **sections)
+
+
+def _reading(values: dict[str, Any], config: WorldConfig, source: str) -> Reading:
+    unknown = sorted(set(values) - {f.name for f in fields(Reading)})
+    if unknown:
+        raise RecipeError(f"{source}: unknown {unknown}")
+    try:
+        reading = Reading(**values)
+        reading.check_chunk(config.chunk_frames)
+    except ConfigError as error:
+        raise RecipeError(f"{source}: {error}") from None
+    return reading
+
+
+def _with_adapter(card: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The card; an adapter that is a file is looked for beside the recipe and named in full."""
+    if "adapter" not in card:
+        return card
+    file, _, attribute = str(card["adapter"]).rpartition(":")
+    if file.endswith(".py"):
+        found = (path.parent / file).resolve()
+        if not found.is_file():
+            raise RecipeError(f"{path} [card]: no file {file!r} beside the recipe for adapter")
+        return {**card, "adapter": f"{found}:{attribute}"}
+    if not (file and attribute):
+        raise RecipeError(
+            f"{path} [card]: adapter {card['adapter']!r} is neither package.module:Class nor "
+            "file.py:Class"
+        )
+    return card
 
 
 _SETTINGS: dict[str, type[StageSettings]] = {
     "vae": VAESettings, "dit": DiTSettings, "outcome": OutcomeSettings,
 }  # fmt: skip
-_KINDS: dict[Any, str] = {bool: "true or false", int: "a whole number", float: "a number"}
+_KINDS: dict[Any, str] = {
+    bool: "true or false", int: "a whole number", float: "a number", str: "a text",
+}  # fmt: skip
 _LOWEST = {
     "steps": 1, "batch_size": 1, "log_every": 1, "sample_every": 1, "sequence": 2,
-    "paraphrases": 1, "chunks": 1, "copies": 1,
+    "paraphrases": 1, "chunks": 1, "copies": 1, "own_depth": 1,
 }  # fmt: skip
 _POSITIVE = ("learning_rate", "grad_clip")
 _SHARES = ("cooldown", "caption_dropout", "history_noise", "own_history", "ema_decay")
@@ -126,6 +177,16 @@ def _settings(cls: type[StageSettings], values: dict[str, Any], source: str) -> 
         allowed = (int, float) if kinds[name] is float else (kinds[name],)
         if type(value) not in allowed:
             raise RecipeError(f"{source}: {name} {value!r} is not {_KINDS[kinds[name]]}")
+        if name == "precision":
+            if value not in PRECISIONS:
+                raise RecipeError(f"{source}: precision {value!r} is not one of {PRECISIONS}")
+            continue
+        if name == "objective":
+            if value not in OBJECTIVES:
+                raise RecipeError(f"{source}: objective {value!r} is not one of {OBJECTIVES}")
+            if value == "energy" and values.get("copies", 1) < 2:
+                raise RecipeError(f"{source}: the energy objective needs copies = 2 or more")
+            continue
         lowest = _LOWEST.get(name, 0)
         if not lowest <= value < math.inf or (name in _POSITIVE and value == 0):
             raise RecipeError(f"{source}: {name} {value} is below what can work")

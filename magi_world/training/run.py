@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,14 +13,15 @@ import torch
 from rich.console import Console
 
 from magi_world.checkpoints.world_format import Bank
-from magi_world.errors import CheckpointError, DatasetError, RecipeError
-from magi_world.training.collect import is_held_out
+from magi_world.errors import CheckpointError, RecipeError
+from magi_world.training.deepen import deepened
 from magi_world.training.dit_stage import DiTStage, initialise
-from magi_world.training.episodes import count_chunks, read_episodes
 from magi_world.training.loop import Trainer
 from magi_world.training.outcome_stage import OutcomeStage, generate_examples
+from magi_world.training.prepare import prepare, tics_by_source
+from magi_world.training.reading import Reading
 from magi_world.training.recipe import Recipe
-from magi_world.training.store import Store, build_store, open_store
+from magi_world.training.store import Store
 from magi_world.training.vae_stage import VAEStage
 from magi_world.world import World, load
 
@@ -43,12 +44,13 @@ def train_world(
 
     Args:
         recipe: what to train, see :func:`magi_world.training.recipe.load_recipe`.
-        data: folders of Minari datasets.
+        data: Minari datasets and folders of videos, see `training/sources.py`.
         out: folder of checkpoints, TensorBoard logs, the training store and the world.
         resume: go on from the checkpoints in ``out``.
         stages: which stages to run; earlier ones must have run in ``out``, or come from ``init``.
-        init: a world (name or folder) whose weights the run begins with. The scale of its latents
-            is kept, and stages before the first one run are not trained at all.
+        init: a world (name or folder) whose weights the run begins with; its DiT may have fewer
+            layers than the recipe's. The scale of its latents is kept, and stages before the first
+            one run are not trained at all.
         console: where progress goes, standard error by default.
 
     Returns:
@@ -56,6 +58,7 @@ def train_world(
 
     Raises:
         RecipeError: an unknown stage, or ``out`` holds a run and ``resume`` is False.
+        DatasetError: data that cannot be used, or a disk that is too small, before anything trains.
         WorldNotFound, CheckpointError: ``init`` is no world, or one of another configuration.
     """
     console = console or Console(stderr=True)
@@ -66,13 +69,7 @@ def train_world(
         raise RecipeError(f"{recipe.path} [config] has no text encoder: prompts could not act")
     if not resume and any(out.glob("*.checkpoint.safetensors")):
         raise RecipeError(f"{out} holds a run already: resume it or choose another folder")
-    store = _store(data, out / "store", console)
-    for part in (True, False):
-        if not store.episodes(held_out=part).size:
-            which = "the held-out part" if part else "training"
-            raise DatasetError(
-                f"no episode is in {which}: every twentieth seed is held out, collect more episodes"
-            )
+    store = prepare(recipe, data, out, stages, console)
     first = None if init is None else load(init)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.vae.seed)
@@ -111,7 +108,8 @@ def train_world(
             generate_examples, world, store, length=recipe.dit.sequence,
             chunks=recipe.outcome.chunks, held_out=False, seed=recipe.outcome.seed, console=console,
         )  # fmt: skip
-        train(OutcomeStage(world.outcome, examples, recipe.outcome), recipe.outcome)
+        rewards = recipe.card["reward_range"]
+        train(OutcomeStage(world.outcome, examples, recipe.outcome, rewards), recipe.outcome)
     world.bank = make_bank(world, store)
     for module in world.modules().values():
         module.eval()
@@ -126,15 +124,28 @@ def _begin_with(world: World, first: World, but: Sequence[str] = ()) -> None:
     for part in sorted(modules.keys() - set(but)):
         if part not in known:
             raise CheckpointError(f"{first.name!r} has no {part} to begin with")
+        state = known[part].state_dict()
+        if part == "dit" and len(first.dit.layers) < len(world.dit.layers):
+            state = deepened(world.dit, state, len(first.dit.layers))
         try:
-            modules[part].load_state_dict(known[part].state_dict())
+            modules[part].load_state_dict(state)
         except RuntimeError as error:  # torch names every tensor that does not fit
             raise CheckpointError(f"{first.name!r} cannot be begun with: {error}") from None
-    world.card["training"]["begun_with"] = first.card.get("training", {})
+    begun_with = {**first.card.get("training", {}), "real_tics": _more_tics(world, first)}
+    world.card["training"]["begun_with"] = begun_with
     if first.card["game"] == world.card["game"]:
         for key in ("sweep_period", "sweeps"):
             if key in first.card:
                 world.card[key] = first.card[key]
+
+
+def _more_tics(world: World, first: World) -> int:
+    """Tics of the real game that an earlier world has used beyond the data of this one."""
+    data = first.card.get("data", {})
+    earlier = first.card.get("training", {}).get("begun_with", {}).get("real_tics", 0)
+    again = set(world.card["data"]["datasets"])
+    shared = sum(tics for name, tics in data.get("datasets", {}).items() if name in again)
+    return int(data.get("real_tics", 0)) - shared + int(earlier)
 
 
 def _refuse_stale(stage: str, out: Path) -> None:
@@ -148,25 +159,6 @@ def _refuse_stale(stage: str, out: Path) -> None:
         )
 
 
-def _store(data: Sequence[Path], folder: Path, console: Console) -> Store:
-    note = folder / "sources.json"
-    counts = [count_chunks(path) for path in data]
-    sources = [[path.name, count] for path, count in zip(data, counts, strict=True)]
-    if (folder / "table.npz").exists():
-        if sources and note.exists() and (known := json.loads(note.read_text())) != sources:
-            raise RecipeError(
-                f"{folder} was read from other data, {known}, not from {sources}: choose another "
-                "folder, or resume without data"
-            )
-        return open_store(folder)
-    total = sum(counts)
-    console.print(f"reading {total} chunks from {', '.join(map(str, data))}")
-    episodes = (episode for path in data for episode in read_episodes(path))
-    store = build_store(episodes, folder, is_held_out, total)
-    note.write_text(json.dumps(sources))
-    return store
-
-
 def _card(recipe: Recipe, store: Store) -> dict[str, Any]:
     config = recipe.config
     outcome = config.outcome
@@ -176,8 +168,9 @@ def _card(recipe: Recipe, store: Store) -> dict[str, Any]:
         **recipe.card,
         "fps": config.fps,
         "config": replace(config, outcome=outcome).to_dict(),
-        "data": store.summary(),
+        "data": {**store.summary(), "datasets": tics_by_source(store)},
         "training": {"recipe": recipe.path.stem},
+        **({} if recipe.data == Reading() else {"reading": asdict(recipe.data)}),
     }
 
 

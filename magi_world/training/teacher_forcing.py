@@ -118,24 +118,35 @@ def teacher_forced_inputs(
 
 
 def generate_one_step_ahead(
-    world: World, shape: tuple[int, int], real: Tensor, noise: Tensor, **condition: Any
+    world: World,
+    shape: tuple[int, int],
+    history: Tensor,
+    noise: Tensor,
+    t_history: Tensor | None = None,
+    **condition: Any,
 ) -> Tensor:
-    """Denoise every chunk over the real ones before it, as a rollout would: `[G, C, P, h, w]`.
+    """Denoise every chunk over the ones given before it, as a rollout would.
 
     Args:
         world: whose DiT, time grid and number of steps.
         shape: S and L.
-        real: the chunks `[G, C, P, h, w]`.
-        noise: where the denoising begins, of the same shape.
+        history: the chunks that are seen, `[G, C, P, h, w]`.
+        noise: where the denoising begins, `[R * G, C, P, h, w]`: R samples of every chunk.
+        t_history: times of the history `[G]`, by default those of clean passes.
         condition: captions, choice and drops, see :func:`teacher_forced_inputs`.
+
+    Returns:
+        The samples `[R * G, C, P, h, w]`.
     """
     sampling = world.config.sampling
     grid = time_grid(sampling.num_steps, shift=sampling.shift, transform=sampling.transform)
-    times = torch.ones(len(real))
+    if t_history is None:
+        t_history = torch.full((len(history),), sampling.clean_t)
+    times = torch.ones(len(noise))
     x = noise
     for t, t_next in itertools.pairwise(grid):
         inputs = teacher_forced_inputs(
-            world, shape, clean=(real, times * sampling.clean_t), noisy=(x, times * t), **condition
+            world, shape, clean=(history, t_history), noisy=(x, times * t), **condition
         )
-        x = x + world.dit(inputs).velocity[len(real) :] * (t_next - t)
+        x = x + world.dit(inputs).velocity[len(history) :] * (t_next - t)
     return x

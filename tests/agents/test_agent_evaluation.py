@@ -14,7 +14,7 @@ from rich.console import Console
 
 from magi_world.agents import BASELINES, Agent, load
 from magi_world.agents.evaluation import (
-    compare_with_random,
+    compare_with_blind,
     describe_policy,
     evaluate_agents,
     format_table,
@@ -117,8 +117,8 @@ class FakeGame:
         frames = np.full((4, 16, 16, 3), self.seed % 256, np.uint8)
         odd = self.seed % 2 == 1
         return SimpleNamespace(
-            frames=frames, reward=reward, terminated=self.over and odd,
-            truncated=self.over and not odd,
+            frames=frames, reward=reward, valid_frames=int(reward),
+            terminated=self.over and odd, truncated=self.over and not odd,
         )  # fmt: skip
 
 
@@ -224,9 +224,12 @@ def test_a_game_with_other_prompts_is_refused_and_closed() -> None:
 
 def test_rows_of_a_table() -> None:
     agents: dict[str, Agent] = {"random": Random(3), "watcher": Watcher("latent")}
+    told: list[str] = []
     rows = evaluate_agents(
-        fake_world(), agents, episodes=20, make_game=fake_game, batch=8, games=4, show=False
-    )
+        fake_world(), agents, episodes=20, make_game=fake_game, batch=8, games=4,
+        on_row=lambda row: told.append(row["agent"]), show=False,
+    )  # fmt: skip
+    assert told == [row["agent"] for row in rows]
     assert [(row["agent"], row["where"]) for row in rows] == [
         ("random", "dream"), ("watcher", "dream"), ("random", "real"), ("watcher", "real"),
     ]  # fmt: skip
@@ -255,18 +258,23 @@ def test_validation_seeds() -> None:
     assert rows[0]["returns"] == [dream_return(20_000 + i) for i in range(3)]
 
 
-def test_difference_from_random_has_an_interval() -> None:
+def test_difference_from_blind_agents_has_an_interval() -> None:
     rng = np.random.default_rng(0)
-    rows = compare_with_random(
+    rows = compare_with_blind(
         [
             make_row("random", "real", rng.normal(270, 130, 100)),
             make_row("better", "real", rng.normal(370, 130, 100)),
             make_row("better", "dream", rng.normal(370, 130, 100)),
+            make_row("sweep", "real", rng.normal(880, 500, 100)),
         ]
     )
     assert rows[1]["above_random_low"] > 0
     assert rows[1]["above_random"] == pytest.approx(rows[1]["mean"] - rows[0]["mean"])
-    assert "above_random" not in rows[2]  # there is no random agent beside it in the dream
+    assert rows[1]["above_sweep_high"] < 0
+    assert rows[1]["above_sweep"] == pytest.approx(rows[1]["mean"] - rows[3]["mean"])
+    assert rows[3]["above_random"] > 0 and "above_sweep" not in rows[3]
+    assert rows[0]["above_sweep"] < 0 and "above_random" not in rows[0]
+    assert not {"above_random", "above_sweep"} & set(rows[2])  # nobody beside it in the dream
 
 
 @pytest.mark.parametrize(
@@ -323,4 +331,4 @@ def test_table_for_people() -> None:
     assert len(lines) == 1
     assert f"{row['mean']:.0f} ± {row['std']:.0f}" in lines[0]
     assert f"[{row['above_random_low']:+.0f}, {row['above_random_high']:+.0f}]" in lines[0]
-    assert f"{row['real_tics']:,}" in lines[0]
+    assert f"{rows[2]['real_tics'] + row['real_tics']:,} tics" in text

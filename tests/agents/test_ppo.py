@@ -2,9 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from magi_world.agents.ppo import Args, advantages, blend, train
-from magi_world.agents.ppo_actor import Actor
+from magi_world.agents.ppo import Args, train
+from magi_world.agents.ppo_actor import Actor, DreamSlots
 from magi_world.agents.ppo_agent import (
     PPOAgent,
     build_network,
@@ -23,85 +21,10 @@ from magi_world.agents.ppo_agent import (
     flatten_chunk,
     start_history,
 )
-from magi_world.checkpoints.world_format import Bank
+from magi_world.agents.ppo_learning import advantages, blend
 from magi_world.errors import AgentError, ConfigError, NotReset
 from magi_world.world import World
-
-PROMPTS = ["stand still", "strafe left", "strafe right"]
-SHAPE = (16, 1, 4, 4)
-SMALL: dict[str, Any] = {
-    "total_steps": 512, "num_slots": 8, "num_steps": 16, "history": 2, "channels": (8, 8),
-    "hidden": 16, "minibatches": 2, "starts": "opening", "horizon": None,
-}  # fmt: skip
-
-
-class Fork:
-    """A rollout with a wall ahead: one half of the latents glows, and only its side is open.
-
-    The wrong side, and standing still, end the episode with probability `danger`.
-    """
-
-    def __init__(self, slots: int, seeds: Sequence[int], danger: float) -> None:
-        self.danger = danger
-        self.generators = [np.random.default_rng(seed) for seed in seeds]
-        self.chunk_index = torch.zeros(slots, dtype=torch.int64)
-        self.open_B = torch.zeros(slots, dtype=torch.int64)
-        self.resets: list[list[int]] = []
-        self.clips: list[int] = []
-
-    def _look(self, slots: Sequence[int]) -> Tensor:
-        latents = torch.zeros(len(slots), *SHAPE)
-        for row, slot in enumerate(slots):
-            self.open_B[slot] = int(self.generators[slot].integers(2)) + 1
-            half = slice(0, 2) if self.open_B[slot] == 1 else slice(2, 4)
-            latents[row, 0, 0, :, half] = 2.0
-        return latents
-
-    def reset(self, slots: Sequence[int], clip: Sequence[int] | None = None) -> SimpleNamespace:
-        self.resets.append(list(slots))
-        self.clips += clip or []
-        self.chunk_index[list(slots)] = 0
-        return SimpleNamespace(latents=self._look(slots))
-
-    def step(self, prompts: Sequence[str]) -> SimpleNamespace:
-        action_B = torch.tensor([PROMPTS.index(prompt) for prompt in prompts])
-        probability_B = self.danger * (action_B != self.open_B).float()
-        draw_B = torch.tensor([generator.random() for generator in self.generators])
-        self.chunk_index += 1
-        return SimpleNamespace(
-            latents=self._look(range(len(prompts))),
-            reward=torch.full((len(prompts),), 4.0),
-            termination_probability=probability_B,
-            terminated=draw_B < probability_B,
-            signals={"damage": 100 * probability_B},
-        )
-
-
-class ForkWorld:
-    """What `train` needs of a world, around `Fork`."""
-
-    name = "fork"
-    device = torch.device("cpu")
-
-    def __init__(self, *, danger: float = 0.5, horizon: int = 20, outcome: bool = True) -> None:
-        self.card = {"prompts": PROMPTS, "horizon": horizon, "reward_range": [0, 4]}
-        heads = SimpleNamespace(signals=("damage",)) if outcome else None
-        self.config = SimpleNamespace(latent_shape=SHAPE, outcome=heads)
-        # clips of one and of three chunks; every chunk holds the number of its clip and its place
-        lengths = (1, 3, 3)
-        places = [torch.arange(float(n)).view(n, 1, 1, 1, 1) for n in lengths]
-        latents = tuple(10.0 * i + p.expand(-1, *SHAPE) for i, p in enumerate(places))
-        self.bank = Bank(latents, tuple(("stand still",) * n for n in lengths), 1)
-        self.danger = danger
-        self.asked: dict[str, Any] = {}
-
-    def rollout(self, slots: int, *, seeds: Sequence[int], **asked: Any) -> Fork:
-        self.asked = asked
-        return Fork(slots, seeds, self.danger)
-
-
-def fork_world(**settings: Any) -> Any:
-    return ForkWorld(**settings)
+from tests.agents.fork import PROMPTS, SHAPE, SMALL, Fork, fork_world
 
 
 def new_agent(*, greedy: bool = True) -> PPOAgent:
@@ -220,9 +143,15 @@ def test_flattened_chunk_keeps_time_order() -> None:
 
 def collect(world: Any, **settings: Any) -> tuple[Actor, Any, Any]:
     args = Args(**(SMALL | {"observation_noise": 0.0} | settings))
-    actor = Actor(world, args, torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    actor = Actor(DreamSlots(world, args, generator, {}), args, generator)
     network = new_agent().network
     return actor, actor.collect(network), network
+
+
+def rollout_of(actor: Actor) -> Any:
+    slots: Any = actor.slots
+    return slots.rollout
 
 
 def test_actor_restarts_slots_at_the_horizon() -> None:
@@ -243,7 +172,7 @@ def test_actor_restarts_slots_at_the_horizon() -> None:
 
 def test_actor_restarts_only_the_slots_that_ended() -> None:
     actor, samples, _ = collect(fork_world(danger=0.5))
-    rollout: Any = actor.rollout
+    rollout = rollout_of(actor)
     cuts = [row.nonzero().squeeze(1).tolist() for row in samples.cut]
     assert rollout.resets == [list(range(8)), *(slots for slots in cuts if slots)]
     assert 0 < sum(map(len, cuts)) < samples.cut.numel()
@@ -253,7 +182,7 @@ def test_actor_restarts_only_the_slots_that_ended() -> None:
 def test_clips_of_the_bank_bring_their_history() -> None:
     world = fork_world(danger=0.0, horizon=5)
     actor, samples, _ = collect(world, starts="any", num_slots=40)
-    rollout: Any = actor.rollout
+    rollout = rollout_of(actor)
     assert set(rollout.clips) == {0, 1, 2} and len(rollout.clips) == 4 * 40
     for step in (0, 5, 10):
         begun = samples.stack[step].unflatten(1, (2, 16))
@@ -277,7 +206,8 @@ def test_what_is_learned_from(expected: bool) -> None:
     assert torch.equal(survival.continues, samples.continues)
     shaped = collect(world, signal_weights={"damage": -0.01}, expected_termination=True)[1]
     torch.testing.assert_close(shaped.reward, 2 * (shaped.continues - 1))
-    assert actor.full_reward == 4.0
+    slots: Any = actor.slots
+    assert slots.full_reward == 4.0
 
 
 def test_settings_reach_the_rollout() -> None:
@@ -326,7 +256,7 @@ def test_training_in_a_real_rollout_repeats(tiny_world: World, tmp_path: Path) -
         agent = train(tiny_world, args, tmp_path / name, show=False)
     files = [(tmp_path / name / "agent.safetensors").read_bytes() for name in "ab"]
     assert files[0] == files[1]
-    agent.check_fits("tiny", tiny_world.card["prompts"], tiny_world.config.latent_shape)
+    agent.check_fits(tiny_world)
     latents = tiny_world.rollout(2, seeds=[0, 1]).reset().latents
     agent.reset(2, seed=0)
     assert set(agent.act(latents)) <= {0, 1, 2}

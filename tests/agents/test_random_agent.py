@@ -93,3 +93,13 @@ def test_wrong_numbers_are_named() -> None:
     agent.reset(2, seed=0)
     with pytest.raises(AgentError, match="3 observations.* 2 rows"):
         agent.act(np.zeros((3, 1)))
+
+
+def test_sticky_draws_by_weight() -> None:
+    agent = Sticky(3, p=0.0, weights=[1.0, 0.0, 3.0])
+    agent.reset(1000, seed=0)
+    counts = np.bincount(agent.act(np.zeros((1000, 1))), minlength=3)
+    assert counts[1] == 0 and 200 < counts[0] < 300
+    for weights in ([1.0, 2.0], [1.0, -1.0, 1.0], [0.0, 0.0, 0.0]):
+        with pytest.raises(AgentError, match="3 numbers, none below 0"):
+            Sticky(3, weights=weights)

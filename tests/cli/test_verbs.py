@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from magi_world.cli.evaluate import headline
+from magi_world.cli import bench as bench_verb
 from magi_world.cli.games import dataset_folders
+from magi_world.cli.measuring import headline
 from magi_world.cli.output import cell
 from magi_world.cli.train import parse_settings, stage_settings
 from magi_world.errors import ConfigError, DatasetError
@@ -67,11 +68,35 @@ def test_bench_env(run: Run, tiny_world_path: Path, monkeypatch: pytest.MonkeyPa
     arguments = ("bench", "env", "--world", tiny_world_path, "--chunks", 2, "--num-envs", "1,2")
     rows = run(*arguments, "--json").data
     assert [row["num_envs"] for row in rows] == [1, 2]
-    keys = {"frames_per_s", "agent_steps_per_s", "p50_ms", "p95_ms", "cold_start_s", "peak_share"}
+    keys = {
+        "frames_per_s", "agent_steps_per_s", "p50_ms", "p95_ms", "cold_start_s", "peak_share",
+        "mflop_per_chunk", "peak_gflops", "denoising_steps", "dtype", "threads",
+    }  # fmt: skip
     assert all(keys <= set(row) for row in rows)
     lines = run(*arguments).out.splitlines()
     assert lines[0].split()[:2] == ["num_envs", "frames_per_s"]
+    assert keys <= set(lines[0].split())
     assert len(lines) == 3
+
+
+def test_bench_env_says_what_the_time_goes_into(
+    run: Run, tiny_world_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench, "matmul_peak", lambda device, dtype: 1e12)
+    monkeypatch.setattr(bench_verb, "PROFILED", 2)
+    arguments = (
+        "bench", "env", "--world", tiny_world_path, "--chunks", 1, "--num-envs", "1,2",
+        "--profile", "--steps", 1,
+    )  # fmt: skip
+    result = run(*arguments)
+    assert result.code == 0, result.err
+    words = result.out.split()
+    for name in ("matmul", "attention", "norms", "copies", "rest", "outside_operators"):
+        assert name in words
+    assert any(word.startswith("aten::") for word in words)
+    assert "largest operators, 2 slots" in result.out
+    refused = run("bench", "env", "--world", tiny_world_path, "--num-envs", "1,x")
+    assert refused.code == 2 and "--num-envs" in refused.err
 
 
 def test_evaluate_measures_and_writes_the_card(
@@ -81,7 +106,8 @@ def test_evaluate_measures_and_writes_the_card(
     shutil.copytree(tiny_world_path, folder)
     result = run(
         "evaluate", folder, "--out", out, "--episodes", 2, "--training-chunks", 100,
-        "--clips", 2, "--real-episodes", 2, "--json",
+        "--clips", 2, "--histories", 4, "--real-episodes", 2, "--length-episodes", 3,
+        "--batch", 3, "--json",
     )  # fmt: skip
     assert result.code == 0, result.err
     assert result.data == json.loads((out / "report.json").read_text())
@@ -90,10 +116,12 @@ def test_evaluate_measures_and_writes_the_card(
     assert card["evaluation"]["prediction"] == result.data["prediction"]
     assert card["sweep_period"] in (20, 24, 28, 32, 36, 40)
     assert {row["n"] for row in card["sweeps"].values()} == {2}
-    assert set(card["evaluation"]["lengths"]) == {"noop", "sticky"}
+    assert set(card["evaluation"]["lengths"]) == {"noop", "sticky", "sweep"}
+    assert card["evaluation"]["lengths"]["noop"]["dream"]["n"] == 3
     lines = headline(result.data)
     assert lines["open loop PSNR after 5 chunks, dB (n=2)"] is not None
-    assert lines["tics of noop, real (n=2)"] == result.data["lengths"]["noop"]["real"]["mean"]
+    assert lines["return of noop, real (n=3)"] == result.data["lengths"]["noop"]["real"]["mean"]
+    assert "[" in lines["return of noop, dream / real (n=3, 3)"]
 
 
 def test_evaluate_leaves_the_card_alone_when_told(
@@ -102,11 +130,16 @@ def test_evaluate_leaves_the_card_alone_when_told(
     before = (tiny_world_path / "world.json").read_bytes()
     result = run(
         "evaluate", tiny_world_path, "--out", tmp_path, "--episodes", 2, "--clips", 1,
-        "--training-chunks", 100, "--skip-sweeps", "--skip-lengths", "--no-update-card",
+        "--training-chunks", 100, "--histories", 4, "--skip-sweeps", "--skip-lengths",
+        "--no-update-card",
     )  # fmt: skip
     assert result.code == 0, result.err
     assert (tiny_world_path / "world.json").read_bytes() == before
     assert "termination AUC (n=" in result.out and "\nAUC of the episode's age" in result.out
+    assert "change > 16 of 255 within the chunk" in result.out
+    for title in ("termination by predicted", "hazard by depth", "percent of pixels"):
+        assert f"\n\n{title}" in result.out
+    assert "observed_low" in result.out and "bright_ratio" in result.out
 
 
 def test_evaluate_without_a_real_game_says_so(
@@ -228,11 +261,15 @@ def test_train_world_hands_everything_over(
 def test_settings_take_the_kind_of_their_default() -> None:
     from magi_world.agents.ppo import Args
 
-    words = ["num_slots=8", "gamma=1", "anneal=false", "starts=opening", "channels=[8, 8]"]
+    words = [
+        "num_slots=8", "gamma=1", "anneal=false", "starts=opening", "channels=[8, 8]",
+        "horizon=null",
+    ]  # fmt: skip
     assert parse_settings(words, Args) == {
         "num_slots": 8, "gamma": 1.0, "anneal": False, "starts": "opening", "channels": (8, 8),
+        "horizon": None,
     }  # fmt: skip
-    for word in ("num_slots", "nothing=1", "num_slots=1.5", "anneal=1", "starts=3"):
+    for word in ("num_slots", "nothing=1", "num_slots=1.5", "num_slots=null", "starts=3"):
         with pytest.raises(ConfigError, match="--set"):
             parse_settings([word], Args)
 

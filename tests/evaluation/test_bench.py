@@ -58,11 +58,34 @@ def test_rows_hold_together(tiny_world_path: Path) -> None:
         assert row["cold_start_s"] > 0
         assert row["denoising_steps"] == 2
         assert row["dtype"] == "float32"
+        assert row["mflop_per_chunk"] == pytest.approx(
+            1e3 * row["gflop_per_step"] / row["num_envs"]
+        )
+        assert "profile" not in row
     assert rows[1]["gflop_per_step"] == pytest.approx(3 * rows[0]["gflop_per_step"], rel=0.3)
     assert len({row["peak_gflops"] for row in rows}) == 1
     assert said[0].startswith("matmul peak")
     with pytest.raises(ValueError, match="at least 1"):
         bench.bench_slots(lambda: load(tiny_world_path), 0)
+
+
+def test_a_row_can_have_a_profile(tiny_world_path: Path) -> None:
+    row = bench.bench_slots(lambda: load(tiny_world_path), 1, chunks=1, steps=1, profiled=2)
+    assert row["denoising_steps"] == 1 and row["peak_share"] is None
+    assert row["profile"]["steps"] == 2
+
+
+def test_the_peak_is_that_of_the_worlds_dtype(
+    tiny_world_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    peaks = {torch.bfloat16: 2e12}  # measured in earnest it takes minutes on some processors
+    monkeypatch.setattr(bench, "matmul_peak", lambda device, dtype: peaks[dtype])
+    said: list[str] = []
+    (row,) = bench.bench_env(
+        lambda: load(tiny_world_path, dtype="bfloat16"), [1], chunks=1, steps=1, say=said.append
+    )
+    assert (row["dtype"], row["peak_gflops"]) == ("bfloat16", 2000)
+    assert "torch.bfloat16, 1 threads" in said[0]
 
 
 def test_flops_are_counted_and_the_rollout_goes_on(tiny_world: World) -> None:

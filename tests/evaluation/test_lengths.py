@@ -1,5 +1,7 @@
 """Episode lengths beside each other, and the choice of the sweep."""
 
+import pytest
+
 from magi_world.evaluation.lengths import SWEEP_PERIODS, SWEEP_SEED, choose_sweep, measure_lengths
 
 
@@ -20,9 +22,15 @@ def test_every_period_plays_the_same_seeds_and_the_best_wins() -> None:
 
 
 def test_lengths_stand_beside_each_other() -> None:
-    result = measure_lengths({"noop": (lambda: [100.0, 110.0], lambda: [150.0, 170.0, 160.0])})
+    said: list[str] = []
+    players = {"noop": (lambda: [100.0, 110.0], lambda: [150.0, 170.0, 160.0])}
+    result = measure_lengths(players, said.append)
     row = result["noop"]
     assert row["dream"]["mean"] == 105.0 and row["dream"]["n"] == 2
     assert row["real"]["mean"] == 160.0 and row["real"]["n"] == 3
     low, high = row["difference_interval"]
     assert -70 <= low <= -55 <= high <= -40
+    assert row["ratio"] == pytest.approx(105 / 160)
+    low, high = row["ratio_interval"]
+    assert 100 / 170 <= low < 105 / 160 < high <= 110 / 150
+    assert said == ["lengths of noop: 105 (dream) and 160 (real), tics"]

@@ -15,8 +15,11 @@ from magi_world.evaluation.metrics import (
     confusion,
     difference_interval,
     mean_and_std,
+    mean_chunk_psnr,
     moving_pixels,
     psnr_of_mse,
+    ratio_interval,
+    share_interval,
 )
 
 SCORED = st.lists(st.tuples(st.integers(0, 6), st.booleans()), min_size=2, max_size=40)
@@ -88,6 +91,9 @@ def test_calibration_puts_every_entry_into_one_bin(entries: list[tuple[float, bo
     assert sum(row["n"] for row in rows) == len(entries)
     for row in rows:
         assert row["from"] - 1e-12 <= row["predicted"] <= row["to"] + 1e-12
+        assert row["observed_low"] <= row["observed"] + 1e-12
+        assert row["observed"] - 1e-12 <= row["observed_high"]
+    assert sum(row["events"] for row in rows) == happened.sum()
     weighted = sum(row["observed"] * row["n"] for row in rows)
     assert weighted == pytest.approx(happened.sum())
 
@@ -103,6 +109,41 @@ def test_difference_interval_holds_the_true_difference() -> None:
     low, high = difference_interval(rng.normal(3, 1, 400), rng.normal(1, 1, 400))
     assert low < 2 < high
     assert high - low == pytest.approx(2 * 1.96 * math.sqrt(2 / 400), rel=0.15)
+
+
+def test_the_mean_of_chunks_weighs_them_alike() -> None:
+    assert mean_chunk_psnr([255.0**2, 255.0**2 / 100]) == {"psnr": pytest.approx(10.0), "n": 2}
+    assert mean_chunk_psnr([math.nan, 255.0**2]) == {"psnr": 0.0, "n": 1}
+    assert mean_chunk_psnr([0.0]) == {"psnr": pytest.approx(120.0), "n": 1}
+    nothing = mean_chunk_psnr([])
+    assert math.isnan(nothing["psnr"]) and nothing["n"] == 0
+
+
+def test_ratio_interval_holds_the_true_ratio() -> None:
+    rng = np.random.default_rng(0)
+    first, second = rng.normal(3, 1, 400), rng.normal(2, 1, 400)
+    low, high = ratio_interval(first, second)
+    assert low < 1.5 < high and high - low < 0.3
+    # paired rows that rise and fall together leave nothing to chance
+    assert ratio_interval(2 * second, second, paired=True) == pytest.approx((2.0, 2.0))
+    assert ratio_interval([1.0, 1.0], [0.0, 0.0]) == (math.inf, math.inf)
+    assert all(math.isnan(end) for end in ratio_interval([], [1.0]))
+
+
+@given(st.integers(0, 50), st.integers(1, 50))
+def test_share_interval_holds_the_share(count: int, more: int) -> None:
+    total = count + more - 1
+    low, high = share_interval(count, total)
+    if not total:
+        assert math.isnan(low) and math.isnan(high)
+        return
+    assert 0 <= low <= count / total + 1e-12 and count / total - 1e-12 <= high <= 1
+    assert high - low > 0
+
+
+def test_share_interval_of_nothing_seen() -> None:
+    low, high = share_interval(0, 100)
+    assert low == 0 and high == pytest.approx(0.037, abs=0.001)
 
 
 def test_confusion_has_truth_in_rows() -> None:

@@ -11,19 +11,14 @@ import numpy as np
 import pytest
 
 from magi_world.errors import DatasetError
+from magi_world.evaluation.card import card_entries, finite, update_card
 from magi_world.evaluation.clips import Clips
 from magi_world.evaluation.dreaming import DreamSettings
 from magi_world.evaluation.prediction import measure_prediction
-from magi_world.evaluation.prompt_effect import choose_phrases, draw_actions
 from magi_world.evaluation.reconstruction import draw_chunks
-from magi_world.evaluation.report import (
-    Game,
-    Sizes,
-    card_entries,
-    evaluate_world,
-    finite,
-    update_card,
-)
+from magi_world.evaluation.report import Game, Player, evaluate_tables, evaluate_world
+from magi_world.evaluation.sizes import Sizes
+from magi_world.evaluation.variants import Tables
 from magi_world.training.episodes import EpisodeData
 from magi_world.world import World, load
 
@@ -35,10 +30,15 @@ SMALL = Sizes(
     prefix=2,
     drawn_clips=2,
     drawn_horizon=2,
+    histories=6,
     inverse_epochs=1,
     strips=2,
+    film_seconds=1.0,
     sweep_episodes=2,
 )
+
+
+CLIP_GROUPS = ("real_clips", "real_clips_through_vae", "dreamed_with_real_actions")
 
 
 def held_out(seed: int) -> bool:
@@ -46,6 +46,19 @@ def held_out(seed: int) -> bool:
 
 
 Report = dict[str, Any]
+
+
+class Still:
+    """Never moves."""
+
+    observations = "latent"
+
+    def reset(self, n: int, seed: int | None = None) -> None:
+        """Nothing to begin."""
+
+    def act(self, observations: Any, /) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+        """The no-op."""
+        return np.zeros(len(observations), np.int64)
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +70,11 @@ def report_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def report(tiny_world: World, episodes: list[EpisodeData], report_folder: Path) -> Report:
     plays: Callable[[], list[float]] = lambda: [1.0, 2.0, 4.0]  # noqa: E731
+
+    def players(period: int | None) -> dict[str, Player]:
+        assert period == 40  # the one that has just been chosen
+        return {"noop": Player(policy=Still(), dream=plays, real=plays)}
+
     return evaluate_world(
         tiny_world,
         iter(episodes),
@@ -65,9 +83,11 @@ def report(tiny_world: World, episodes: list[EpisodeData], report_folder: Path) 
         settings=DreamSettings(batch_size=2, seed=1),
         sizes=SMALL,
         game=Game(
-            lengths={"noop": (plays, plays)},
+            players=players,
+            films=True,
             play_sweep=lambda period, first, n: [float(period)] * n,
         ),
+        tables=Tables(kv_ranges=[1, 4]),
     )
 
 
@@ -78,16 +98,46 @@ def test_every_measure_has_its_n(report: Report) -> None:
     assert set(report["prediction"]["psnr_at"]) == {"1", "5", "20"}
     assert report["termination"]["n"] == report["held_out"]["chunks"] - 3
     effect = report["prompt_effect"]
-    assert effect["real_clips"]["n"] == 3 * 20
-    assert effect["dreamed_with_real_actions"]["n"] == 3 * 20
-    for kind in ("prompts", "paraphrases_seen", "paraphrases_unseen"):
-        assert effect["drawn_actions"][kind]["n"] == 2 * 2
-        assert len(effect["drawn_actions"][kind]["by_chunk"]) == 2
-    unseen = effect["drawn_actions"]["paraphrases_unseen"]["phrases"]
-    assert sum(row["n"] for row in unseen.values()) == 4
+    judged = [effect[name] for name in CLIP_GROUPS]
+    assert len({row["n"] for row in judged}) == 1
+    for row in (effect["real_held_out"], *judged):
+        assert 0 < row["n"] == sum(own["n"] for own in row["per_action"].values())
+        assert 0 <= row["stuck_share"] < 1
+    drawn = effect["drawn_actions"]
+    kinds = ("prompts", "paraphrases_seen", "paraphrases_unseen")
+    assert len({drawn[kind]["n"] for kind in kinds}) == 1
+    for kind in kinds:
+        assert drawn[kind]["n"] == pytest.approx(4 * (1 - drawn["no_room_share"]))
+        assert len(drawn[kind]["by_chunk"]) == 2
+    unseen = drawn["paraphrases_unseen"]["phrases"]
+    assert sum(row["n"] for row in unseen.values()) == drawn["paraphrases_unseen"]["n"]
     assert set(unseen) <= {"now stand still", "now strafe left", "now strafe right"}
     assert report["lengths"]["noop"]["real"]["n"] == 3
+    assert report["lengths"]["noop"]["ratio"] == 1.0
     assert report["damage"] is None
+    assert report["hazard"]["histories"] == 6
+    assert report["hazard"]["depths"]["1"]["n"] == 6
+    assert [row["kv_range"] for row in report["kv_ranges"]["rows"]] == [1, 4]
+    assert report["films"]["noop"]["frames"] == 36
+
+
+def test_the_dreamed_accuracies_stand_beside_the_real_one(report: Report) -> None:
+    effect = report["prompt_effect"]
+    real = effect["real_held_out"]["accuracy"]
+    dreamed = effect["dreamed_with_real_actions"]
+    assert dreamed["of_real"] == pytest.approx(dreamed["accuracy"] / real)
+    assert "of_real" not in effect["real_held_out"]
+
+
+def test_words_without_an_action_are_taken_for_something(report: Report) -> None:
+    rows = report["prompt_effect"]["no_action"]
+    assert {"look around", "hello", "(no prompt)", "all texts"} <= set(rows)
+    for row in rows.values():
+        assert sum(row["named"].values()) == pytest.approx(1.0)
+        assert 0 <= row["carried_on"] <= 1
+    assert rows["all texts"]["n"] == sum(
+        row["n"] for text, row in rows.items() if text not in ("all texts", "(no prompt)")
+    )
 
 
 def test_the_sweep_with_the_highest_mean_is_chosen(report: Report) -> None:
@@ -95,10 +145,13 @@ def test_the_sweep_with_the_highest_mean_is_chosen(report: Report) -> None:
     assert report["sweeps"]["20"] == {"mean": 20.0, "std": 0.0, "n": 2}
 
 
-def test_the_report_is_written_with_its_strips(report: Report, report_folder: Path) -> None:
+def test_the_report_is_written_with_its_pictures(report: Report, report_folder: Path) -> None:
     written = json.loads((report_folder / "report.json").read_text(encoding="utf-8"))
     assert written == report
-    assert sorted(path.name for path in report_folder.glob("*.png")) == [
+    assert sorted(path.name for path in report_folder.glob("*.[pm]*")) == [
+        "calibration.png",
+        "dream_noop.mp4",
+        "dream_noop.png",
         "strip_0.png",
         "strip_1.png",
     ]
@@ -115,9 +168,10 @@ def test_the_same_run_gives_the_same_report(
         settings=DreamSettings(batch_size=2, seed=1),
         sizes=SMALL,
     )
-    for key in ("setting", "reconstruction", "prediction", "termination", "prompt_effect"):
+    for key in ("setting", "reconstruction", "prediction", "termination", "hazard"):
         assert again[key] == report[key]
-    assert "lengths" not in again and "sweeps" not in again
+    assert again["prompt_effect"] == report["prompt_effect"]
+    assert not {"lengths", "sweeps", "kv_ranges", "films"} & set(again)
 
 
 def test_the_card_gets_numbers_and_keeps_the_rest(
@@ -129,8 +183,10 @@ def test_the_card_gets_numbers_and_keeps_the_rest(
     world = load(folder)
     update_card(world, card_entries(report))
     after = json.loads((folder / "world.json").read_text(encoding="utf-8"))
-    for key in set(before) - {"evaluation", "sweep_period", "sweeps"}:
+    for key in set(before) - {"evaluation", "sweep_period", "sweeps", "kv_ranges"}:
         assert after[key] == before[key]
+    assert after["kv_ranges"] == report["kv_ranges"] and "kv_ranges" not in after["evaluation"]
+    assert after["evaluation"]["hazard"] == report["hazard"]
     assert after["sweep_period"] == world.card["sweep_period"] == 40
     assert after["evaluation"]["termination"]["auc"] == report["termination"]["auc"]
     text = json.dumps(after["evaluation"])
@@ -138,9 +194,29 @@ def test_the_card_gets_numbers_and_keeps_the_rest(
     assert [path.name for path in folder.iterdir() if "partial" in path.name] == []
 
 
-def test_a_report_without_sweeps_leaves_the_cards(report: Report) -> None:
-    entries = card_entries({key: value for key, value in report.items() if "sweep" not in key})
+def test_a_report_without_tables_leaves_the_cards(report: Report) -> None:
+    own = ("sweep_period", "sweeps", "kv_ranges")
+    entries = card_entries({key: value for key, value in report.items() if key not in own})
     assert set(entries) == {"evaluation"}
+
+
+def test_tables_alone_leave_the_cards_other_numbers(
+    tiny_world: World, episodes: list[EpisodeData], tmp_path: Path
+) -> None:
+    report = evaluate_tables(
+        tiny_world,
+        iter(episodes),
+        held_out,
+        tmp_path,
+        Tables(kv_ranges=[2]),
+        settings=DreamSettings(batch_size=2),
+        sizes=SMALL,
+    )
+    assert report == json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
+    assert set(report) == {"world", "setting", "held_out", "kv_ranges"}
+    assert set(card_entries(report)) == {"kv_ranges"}
+    with pytest.raises(DatasetError, match="no held-out episodes"):
+        evaluate_tables(tiny_world, episodes, lambda seed: False, tmp_path, Tables(), sizes=SMALL)
 
 
 def test_both_kinds_of_episodes_are_needed(
@@ -175,12 +251,9 @@ def test_chunks_are_drawn_once_and_whole(episodes: list[EpisodeData]) -> None:
     assert len(draw_chunks(episodes[:2], 7, seed=0)) == 7
 
 
-def test_phrases_of_an_action_come_equally_often() -> None:
-    actions = draw_actions(20, 10, 2, hold=4, seed=0)
-    assert actions.shape == (20, 10) and (actions[:, :4] == actions[:, :1]).all()
-    chosen = choose_phrases(actions, [["a", "b", "c"], ["d"]], seed=0)
-    assert len(chosen) == actions.size
-    for (clip, chunk), phrase in chosen.items():
-        assert phrase in (["a", "b", "c"], ["d"])[actions[clip, chunk]]
-    counts = [list(chosen.values()).count(phrase) for phrase in "abc"]
-    assert max(counts) - min(counts) <= 1
+def test_single_chunks_have_a_mean_of_their_own(report: Report) -> None:
+    coding = report["reconstruction"]
+    for name in ("vae", "pca"):
+        assert coding[name]["mean_psnr"] >= coding[name]["psnr"]  # the logarithm is concave
+    assert 0 < coding["moving_share"] < 1
+    assert 0 < coding["moving_chunks"] <= coding["n"]

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from magi_world.errors import DatasetError
 from magi_world.training.collect import Behaviour, collect, is_held_out
-from magi_world.training.episodes import EpisodeData, count_chunks, open_dataset, read_episodes
+from magi_world.training.episodes import EpisodeData, dataset_facts, open_dataset, read_episodes
 
 PICTURE = spaces.Box(0, 255, (8, 8, 3), np.uint8)
 CHUNK = spaces.Box(0, 255, (4, 8, 8, 3), np.uint8)
@@ -119,7 +119,7 @@ def test_a_collection_comes_back(tmp_path: Path) -> None:
         assert episode.valid_frames.tolist() == [4, 4, 4, 1]
         assert episode.health is not None and episode.health.tolist() == [100, 100, 100, 0]
         assert (episode.terminated, episode.truncated) == (True, False)
-    assert count_chunks(folder) == 160
+    assert dataset_facts(folder).chunks == 160
 
 
 def test_a_dataset_has_many_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -80,6 +80,11 @@ def test_overrides_replace_values() -> None:
         ({"dit": {"caption_dropout": 1.5}}, "caption_dropout"),
         ({"dit": {"sequence": 1}}, "sequence"),
         ({"outcome": {"ema_decay": 1.0}}, "ema_decay"),
+        ({"vae": {"precision": "float16"}}, "precision 'float16' is not one of"),
+        ({"dit": {"objective": "gan"}}, "objective 'gan' is not one of"),
+        ({"dit": {"objective": "energy", "copies": 1}}, "needs copies = 2 or more"),
+        ({"dit": {"own_depth": 0}}, "own_depth"),
+        ({"dit": {"objective": 3}}, "objective 3 is not a text"),
     ],
 )
 def test_wrong_overrides_are_named(overrides: dict[str, Any], words: str) -> None:

@@ -1,0 +1,255 @@
+"""The table that is quoted, and its plot, from the rows that `agents/results.py` keeps.
+
+Rows of one label, policy, world and kind of training make one line; its seeds are trainings that
+differ in nothing else. Scores are those on final seeds; rows on validation seeds only add to what a
+line says that it cost.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from magi_world.agents.evaluation import Row, digits, format_difference
+from magi_world.errors import AgentError, missing_package
+from magi_world.evaluation.scores import Returns, difference, estimate, iqm
+
+Line = dict[str, Any]
+
+ORDER = (
+    "no-op", "uniform", "sticky", "best sweep", "linear controller", "PPO in the dream",
+    "PPO in the real game",
+)  # fmt: skip
+"""labels from top to bottom; one that goes on behind such a label follows it, others come last"""
+PLACES = ("dream", "real")
+
+
+def make_lines(rows: Sequence[Row]) -> list[Line]:
+    """Gather rows into the lines of the table.
+
+    A line holds `label`, `policy`, `world` (its hash), `seeds` (how many trainings), `steps` and
+    `real_tics` (mean of a training), `validation_tics` (all together), `dream` and `real` (None, or
+    `episodes`, `mean` and `iqm`, these two with `value`, `low` and `high`), `by_seed` (mean return
+    of each training by place) and `above_sweep` (None, or how far the real mean lies above that of
+    the best sweep, with its interval).
+    """
+    final = [row for row in rows if row["seeds"] == "final"]
+    sweep = _best_sweep(final)
+    lines = []
+    for group in _groups(final):
+        first = group[0]
+        scores = {
+            place: {row["seed"]: row["returns"] for row in group if row["where"] == place}
+            for place in PLACES
+        }
+        trainings = {row["seed"]: row for row in group}.values()
+        above = None
+        if scores["real"] and sweep is not None and first["kind"] != "sweep":
+            above = asdict(difference(list(scores["real"].values()), [sweep]))
+        lines.append(
+            {
+                "label": first["label"],
+                "policy": first["policy"],
+                "world": next((row["world_hash"] for row in group if row["world_hash"]), None),
+                "seeds": 0 if first["seed"] is None else len(trainings),
+                "steps": _mean(row["steps"] for row in trainings),
+                "real_tics": _mean(row["real_tics"] for row in trainings),
+                "validation_tics": _validation_tics(group, rows),
+                **{place: _score(scores[place]) for place in PLACES},
+                "by_seed": _by_seed(scores),
+                "above_sweep": above,
+            }
+        )
+    return sorted(lines, key=lambda line: (_rank(line["label"]), line["label"], line["policy"]))
+
+
+def format_lines(lines: Sequence[Line]) -> Table:
+    """The lines as one table for people, some 150 columns wide."""
+    several = len({line["world"] for line in lines if line["world"]}) > 1
+    table = Table(
+        box=box.SIMPLE,
+        title="Return of an episode, on final seeds",
+        caption="in brackets 95 % bootstrap intervals over seeds and, within them, episodes",
+    )
+    for name in ("agent", "policy", *(["world"] if several else [])):
+        table.add_column(name, overflow="fold")
+    numbers = (
+        "in the dream", "in reality", "IQM of seeds", "above sweep", "n", "seeds", "steps",
+        "real tics", "validation",
+    )  # fmt: skip
+    for name in numbers:
+        table.add_column(name, justify="right", no_wrap=True)
+    n = digits(line[place]["mean"]["high"] for line in lines for place in PLACES if line[place])
+    for line in lines:
+        real, above = line["real"], line["above_sweep"]
+        cells = [
+            _interval(line["dream"], "mean", n),
+            _interval(real, "mean", n),
+            _interval(real, "iqm", n) if line["seeds"] > 1 else "",
+            "" if above is None else format_difference(**above, n=n),
+            str((real or line["dream"])["episodes"]),
+            str(line["seeds"] or ""),
+            _count(line["steps"]),
+            _count(line["real_tics"]),
+            _count(line["validation_tics"]),
+        ]
+        world = [(line["world"] or "")[:6]] if several else []
+        # Text, because brackets in a plain string are markup
+        table.add_row(*map(Text, [line["label"], line["policy"], *world, *cells]))
+    return table
+
+
+def format_replayed(rows: Sequence[Row]) -> Table:
+    """What `replay` found, as one table for people."""
+    table = Table(box=box.SIMPLE, title="Played again: mean return")
+    for name in ("agent", "where"):
+        table.add_column(name, overflow="fold")
+    for name in ("recorded", "replayed", "same returns"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("note", overflow="fold")
+    n = digits(row["recorded"] for row in rows)
+    for row in rows:
+        played = "same" in row
+        table.add_row(
+            Text(f"{row['label']} ({row['agent']})"),
+            row["where"],
+            f"{row['recorded']:.{n}f}",
+            f"{row['replayed']:.{n}f}" if played else "",
+            f"{row['same']} of {row['episodes']}" if played else "",
+            row["note"],
+        )
+    return table
+
+
+def plot_lines(lines: Sequence[Line], path: Path) -> None:
+    """Draw the real return of each training over its dreamed one, with both intervals of a line.
+
+    Raises:
+        AgentError: no line has both.
+        MissingPackage: Matplotlib is absent.
+    """
+    both = [line for line in lines if line["dream"] and line["real"]]
+    if not both:
+        raise AgentError("no agent was scored in the dream and in reality: nothing to plot")
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise missing_package("matplotlib", "eval", "the plot") from error
+    figure = Figure(figsize=(7.0, 6.0), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    colours = [f"C{index}" for index in range(10)]
+    markers = "os^DvPX*"
+    for index, line in enumerate(both):
+        x, y = line["dream"]["mean"], line["real"]["mean"]
+        style: dict[str, Any] = {
+            "color": colours[index % len(colours)], "marker": markers[index // len(colours) % 8],
+        }  # fmt: skip
+        axes.errorbar(
+            x["value"],
+            y["value"],
+            xerr=[[x["value"] - x["low"]], [x["high"] - x["value"]]],
+            yerr=[[y["value"] - y["low"]], [y["high"] - y["value"]]],
+            label=f"{line['label']} ({line['policy']})",
+            capsize=2,
+            **style,
+        )
+        points = [place for place in line["by_seed"].values() if len(place) == len(PLACES)]
+        if len(points) > 1:
+            axes.scatter(
+                [point["dream"] for point in points], [point["real"] for point in points],
+                s=12, alpha=0.6, **style,
+            )  # fmt: skip
+    limit = max(axes.get_xlim()[1], axes.get_ylim()[1])
+    axes.plot([0, limit], [0, limit], color="grey", linewidth=0.8, linestyle="--", zorder=0)
+    axes.set(
+        xlabel="return in the dream", ylabel="return in reality",
+        xlim=(0, limit), ylim=(0, limit), aspect="equal",
+    )  # fmt: skip
+    axes.legend(fontsize="small")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+
+
+def _groups(rows: Sequence[Row]) -> list[list[Row]]:
+    """Rows of one line together. What no world has a part in belongs to every world's line."""
+    shared: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        key = tuple(row[name] for name in ("label", "policy", "kind", "args_hash"))
+        shared.setdefault(key, []).append(row)
+    groups = []
+    for alike in shared.values():
+        worlds = dict.fromkeys(
+            (row["world_hash"], row["trained_world"]) for row in alike if row["world_hash"]
+        )
+        for world in worlds or [(None, None)]:
+            groups.append(
+                [
+                    row for row in alike
+                    if row["world_hash"] is None
+                    or (row["world_hash"], row["trained_world"]) == world
+                ]
+            )  # fmt: skip
+    return groups
+
+
+def _best_sweep(rows: Sequence[Row]) -> Returns | None:
+    sweeps = [row["returns"] for row in rows if row["kind"] == "sweep" and row["where"] == "real"]
+    return max(sweeps, key=lambda returns: sum(returns) / len(returns), default=None)
+
+
+def _validation_tics(group: Sequence[Row], rows: Sequence[Row]) -> int:
+    """Tics that choosing cost: what the rows declare, and rows of the label on validation seeds."""
+    declared = max(int(row["validation_tics"]) for row in group)
+    label = group[0]["label"]
+    return declared + sum(
+        int(row["played_tics"])
+        for row in rows
+        if row["seeds"] == "validation" and row["label"] == label
+    )
+
+
+def _score(by_seed: Mapping[Any, Returns]) -> dict[str, Any] | None:
+    seeds = list(by_seed.values())
+    if not seeds:
+        return None
+    return {
+        "episodes": sum(map(len, seeds)),
+        "mean": asdict(estimate(seeds)),
+        "iqm": asdict(estimate(seeds, iqm)),
+    }
+
+
+def _by_seed(scores: Mapping[str, Mapping[Any, Returns]]) -> dict[str, dict[str, float]]:
+    means: dict[str, dict[str, float]] = {}
+    for place, by_seed in scores.items():
+        for seed, returns in by_seed.items():
+            means.setdefault(str(seed), {})[place] = sum(returns) / len(returns)
+    return means
+
+
+def _mean(values: Iterable[int | None]) -> int | None:
+    known = [value for value in values if value is not None]
+    return round(sum(known) / len(known)) if known else None
+
+
+def _interval(score: Mapping[str, Any] | None, name: str, n: int) -> str:
+    if score is None:
+        return ""
+    value, low, high = (score[name][key] for key in ("value", "low", "high"))
+    return f"{value:.{n}f} [{low:.{n}f}, {high:.{n}f}]"
+
+
+def _count(number: int | None) -> str:
+    return f"{number:,}" if number else ""
+
+
+def _rank(label: str) -> int:
+    """Place of a label in `ORDER`; a longer one that begins like an entry belongs to it."""
+    ranks = [index for index, name in enumerate(ORDER) if label.startswith(name)]
+    return max(ranks, default=len(ORDER))

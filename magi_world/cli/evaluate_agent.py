@@ -1,0 +1,175 @@
+"""The verb `evaluate-agent`: play agents in dream and reality, keep the rows, print the table."""
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from magi_world.cli.evaluate import RealGame
+from magi_world.cli.output import emit_json, say
+from magi_world.cli.worlds import AsJson, Device, DType
+
+if TYPE_CHECKING:
+    from magi_world.world import World
+
+GAMES = 10
+"""real games played side by side"""
+
+
+class Seeds(StrEnum):
+    """Which seeds an agent is scored on."""
+
+    FINAL = "final"
+    VALIDATION = "validation"
+
+
+def evaluate_agent(
+    world: Annotated[
+        str, typer.Option(help="A world's name, or a folder with one.")
+    ] = "doom-take-cover",
+    agent: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="noop, random, sticky, sweep, a world's name (its shipped agent) or a folder; "
+            "frozen: before it shows it each episode's first chunk only; again for more. "
+            "The four and the shipped one by default."
+        ),
+    ] = None,
+    episodes: Annotated[int, typer.Option(min=1, help="Episodes of each agent and place.")] = 100,
+    real: Annotated[bool, typer.Option("--real", help="Only in the real game.")] = False,
+    dream: Annotated[bool, typer.Option("--dream", help="Only in the dream.")] = False,
+    seeds: Annotated[
+        Seeds, typer.Option(help="final (10,000 + i) or validation (20,000 + i, for choosing).")
+    ] = Seeds.FINAL,
+    greedy: Annotated[
+        bool | None,
+        typer.Option(
+            "--greedy/--sampled", help="How trained agents play; as they were saved by default."
+        ),
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Dreams played side by side.")] = 32,
+    record: Annotated[
+        Path | None,
+        typer.Option(help="File, such as docs/results/NAME.json, that gets one row a score."),
+    ] = None,
+    label: Annotated[
+        str | None, typer.Option(help="Line of the table for the rows; by the agent's kind.")
+    ] = None,
+    validation_tics: Annotated[
+        int,
+        typer.Option(
+            min=0, help="Real tics that choosing the agent cost, beside recorded validation rows."
+        ),
+    ] = 0,
+    game: RealGame = None,
+    table: Annotated[
+        bool, typer.Option("--table", help="Print the table of all recorded rows; play nothing.")
+    ] = False,
+    rerun: Annotated[
+        bool, typer.Option("--rerun", help="With --table: play the recorded rows again.")
+    ] = False,
+    results: Annotated[
+        Path, typer.Option(help="With --table: folder with files of recorded rows.")
+    ] = Path("docs/results"),
+    plot: Annotated[
+        Path | None,
+        typer.Option(help="With --table: picture to draw, real over dreamed return."),
+    ] = None,
+    device: Device = None,
+    dtype: DType = None,
+    as_json: AsJson = False,
+) -> None:
+    """Play agents in the dream and in the real game and print one table of their returns.
+
+    With --record each score is kept as a row, and --table prints the table of all such rows.
+    """
+    from magi_world.agents.evaluation import Row, evaluate_agents, format_table, load_agents
+    from magi_world.agents.results import record as keep
+    from magi_world.agents.results import result_row
+    from magi_world.cli.games import real_game
+    from magi_world.world import load
+
+    where = ["dream", "real"] if real == dream else ["real"] if real else ["dream"]
+    if table:
+        loaded = load(world, device=device, dtype=dtype) if rerun else None
+        _table(results, loaded, game, where, plot, as_json=as_json)
+        return
+    if rerun or plot is not None:
+        name = "'--rerun'" if rerun else "'--plot'"
+        raise typer.BadParameter("goes with --table only", param_hint=name)
+    loaded = load(world, device=device, dtype=dtype)
+    agents = load_agents(loaded, agent, greedy=greedy)
+
+    def on_row(row: Row) -> None:
+        if record is None:
+            return
+        width = min(episodes, batch if row["where"] == "dream" else GAMES)
+        keep(
+            record,
+            result_row(
+                loaded, agents[row["agent"]], row, label=label, validation_tics=validation_tics,
+                width=width,
+            ),
+        )  # fmt: skip
+
+    rows = evaluate_agents(
+        loaded,
+        agents,
+        where=where,
+        episodes=episodes,
+        seeds=seeds.value,
+        make_game=real_game(loaded, game) if "real" in where else None,
+        batch=batch,
+        games=GAMES,
+        on_row=on_row,
+    )
+    if as_json:
+        emit_json(rows)
+    else:
+        _print(format_table(rows))
+
+
+def _table(
+    folder: Path,
+    world: "World | None",
+    game: str | None,
+    where: list[str],
+    plot: Path | None,
+    *,
+    as_json: bool,
+) -> None:
+    """Print the table of the recorded rows; with a world, play those of the places again."""
+    from magi_world.agents.results import read_results, replay
+    from magi_world.agents.results_table import (
+        format_lines,
+        format_replayed,
+        make_lines,
+        plot_lines,
+    )
+    from magi_world.cli.games import real_game
+
+    rows = read_results(folder)
+    lines = make_lines(rows)
+    if plot is not None:
+        plot_lines(lines, plot)
+        say(f"plot: {plot}")
+    replayed = None
+    if world is not None:
+        chosen = [row for row in rows if row["where"] in where]
+        real = any(row["where"] == "real" for row in chosen)
+        replayed = replay(world, chosen, real_game(world, game) if real else None)
+    if as_json:
+        emit_json(lines if replayed is None else {"table": lines, "replayed": replayed})
+        return
+    _print(format_lines(lines))
+    if replayed is not None:
+        _print(format_replayed(replayed))
+
+
+def _print(table: Any) -> None:
+    from rich.console import Console
+
+    # a file or a pipe has no width that a table should be squeezed into
+    Console(width=None if sys.stdout.isatty() else 200).print(table)

@@ -1,0 +1,44 @@
+"""Begin a deep model with the weights of a shallower one: the new layers pass their input through.
+
+Shape suffixes: none, only whole tensors are moved.
+"""
+
+import torch
+from torch import Tensor
+
+from magi_world.models.dit import VideoDiT
+
+_LAYER = "videodit_blocks.layers."
+
+
+def layer_places(old: int, new: int) -> list[int]:
+    """Where the layers of the shallow model stand among those of the deep one, evenly spread.
+
+    Raises:
+        ValueError: the deep model has fewer layers, or the shallow one none.
+    """
+    if not 1 <= old <= new:
+        raise ValueError(f"{old} layers cannot be spread over {new}")
+    return [round(i * (new - 1) / max(1, old - 1)) for i in range(old)]
+
+
+def deepened(dit: VideoDiT, state: dict[str, Tensor], old_layers: int) -> dict[str, Tensor]:
+    """Weights of ``dit`` that compute what ``state``, of a model with ``old_layers``, computes.
+
+    Layers between the old ones keep the weights that ``dit`` has, behind post-norms of weight 0
+    (stored minus one): they change nothing at first and learn from the first step on.
+    """
+    places = layer_places(old_layers, len(dit.layers))
+    result = {name: tensor.clone() for name, tensor in dit.state_dict().items()}
+    for index in set(range(len(dit.layers))) - set(places):
+        for norm in ("self_attn_post_norm", "mlp_post_norm"):
+            result[f"{_LAYER}{index}.{norm}.weight"] = torch.full_like(
+                result[f"{_LAYER}{index}.{norm}.weight"], -1.0
+            )
+            result[f"{_LAYER}{index}.{norm}.bias"].zero_()
+    for name, tensor in state.items():
+        if name.startswith(_LAYER):
+            place, rest = name[len(_LAYER) :].split(".", 1)
+            name = f"{_LAYER}{places[int(place)]}.{rest}"
+        result[name] = tensor
+    return result

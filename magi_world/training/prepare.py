@@ -1,0 +1,115 @@
+"""Everything that is done before a world trains: data is checked, read and found to be enough."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+
+from magi_world.errors import DatasetError, RecipeError
+from magi_world.training.collect import is_held_out
+from magi_world.training.disk import check_disk
+from magi_world.training.outcome_stage import sequence_strata
+from magi_world.training.reading import Reading
+from magi_world.training.recipe import Recipe
+from magi_world.training.sources import check_sources, read_source
+from magi_world.training.store import Store, build_store, open_store
+from magi_world.world import World
+
+_CHECKPOINT_BYTES = 34  # a parameter: weights, EMA, two moments, twice while one is replaced; world
+
+
+def prepare(
+    recipe: Recipe, data: Sequence[Path], out: Path, stages: Sequence[str], console: Console
+) -> Store:
+    """Read all data into `out/store`, or open what an earlier run has read there.
+
+    Raises:
+        RecipeError: the store is there already and was read from other data.
+        DatasetError: data that cannot be used, too little of it, or too small a disk.
+    """
+    store = _store(recipe, data, out, console)
+    for part in (True, False):
+        if not store.episodes(held_out=part).size:
+            which = "the held-out part" if part else "training"
+            raise DatasetError(
+                f"no episode is in {which}: every twentieth seed is held out, collect more episodes"
+            )
+    _check_lengths(store, recipe, stages)
+    return store
+
+
+def _store(recipe: Recipe, data: Sequence[Path], out: Path, console: Console) -> Store:
+    folder = out / "store"
+    note = folder / "sources.json"
+    facts = check_sources(data, recipe.card, recipe.config, recipe.data)
+    sources: list[Any] = [[path.name, one.chunks] for path, one in zip(data, facts, strict=True)]
+    if sources and recipe.data != Reading():
+        sources.append(asdict(recipe.data))
+    total = sum(one.chunks for one in facts)
+    if (folder / "table.npz").exists():
+        known = json.loads(note.read_text()) if note.exists() else sources
+        if not sources or known == sources:
+            return open_store(folder)
+        if any(out.glob("*.checkpoint.safetensors")):  # else nothing was learned from it yet
+            raise RecipeError(
+                f"{folder} was read from other data, {known}, not from {sources}: choose another "
+                "folder, or resume without data"
+            )
+    check_disk(out, _disk_needed(recipe, total), console)
+    console.print(f"reading {total} chunks from {', '.join(map(str, data))}")
+    episodes = (
+        episode
+        for path in data
+        for episode in read_source(path, recipe.card, recipe.config, recipe.data)
+    )
+    store = build_store(episodes, folder, is_held_out, total)
+    note.write_text(json.dumps(sources))
+    return store
+
+
+def tics_by_source(store: Store) -> dict[str, int]:
+    """Pictures that the game drew for each dataset of a store; empty where that is not told."""
+    note = store.folder / "sources.json"
+    if not note.exists():
+        return {}
+    sources = [entry for entry in json.loads(note.read_text()) if isinstance(entry, list)]
+    bounds = np.cumsum([0, *(chunks for _, chunks in sources)])
+    if bounds[-1] != len(store.valid):  # data of other people, of which not every chunk was used
+        return {}
+    tics = np.add.reduceat(store.valid, bounds[:-1])
+    return {name: int(count) for (name, _), count in zip(sources, tics, strict=True)}
+
+
+def _disk_needed(recipe: Recipe, chunks: int) -> int:
+    """Bytes of the store and of all checkpoints, an upper estimate."""
+    config = recipe.config
+    with torch.random.fork_rng(devices=[]):
+        world = World({**recipe.card, "fps": config.fps, "config": config.to_dict()})
+    parameters = sum(p.numel() for module in world.modules().values() for p in module.parameters())
+    frames = config.chunk_frames * config.height * config.width * 3
+    latents = 2 * int(np.prod(config.latent_shape))
+    return int(1.1 * (chunks * (frames + latents) + parameters * _CHECKPOINT_BYTES))
+
+
+def _check_lengths(store: Store, recipe: Recipe, stages: Sequence[str]) -> None:
+    """Refuse data whose episodes are all shorter than the stretches that will be learned from."""
+    length = recipe.dit.sequence
+    chunks = np.diff(store.offsets)
+    if {"dit", "outcome"} & set(stages):
+        for part in (False, True):
+            longest = int(chunks[store.episodes(held_out=part)].max())
+            if longest < length:
+                raise DatasetError(
+                    f"no episode has {length} chunks, the longest {'held-out ' * part}one has "
+                    f"{longest}: shorten `sequence` in the recipe"
+                )
+    if "outcome" in stages and recipe.config.outcome is not None:
+        if not sequence_strata(store, length, held_out=False)[1]:
+            raise DatasetError(
+                f"no episode has {length + 2} chunks: shorten `sequence` in the recipe"
+            )

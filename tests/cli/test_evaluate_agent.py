@@ -1,0 +1,133 @@
+"""`evaluate-agent` and `train-agent` beyond their simplest form: rows, table, real game, resume."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from magi_world.agents.results import read_rows
+from tests.cli.conftest import Run
+from tests.evaluation.fake_game import FakeGame
+
+SETTINGS = ["--set", "num_slots=4", "--set", "num_steps=4", "--set", "minibatches=2"]
+
+
+@pytest.fixture
+def agent(run: Run, tiny_world_path: Path, tmp_path: Path) -> Path:
+    folder = tmp_path / "agent"
+    train = ("train-agent", "--world", tiny_world_path, "--out", folder, "--steps", 16, *SETTINGS)
+    assert run(*train).code == 0
+    return folder
+
+
+def test_rows_are_recorded_and_the_table_is_printed_of_them(
+    run: Run,
+    tiny_world_path: Path,
+    agent: Path,
+    tmp_path: Path,
+    fake_game: type[FakeGame],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    base = ("evaluate-agent", "--world", tiny_world_path, "--episodes", 3, "--batch", 2)
+    blind = ("--agent", "noop", "--agent", "sweep")
+    result = run(*base, *blind, "--record", "docs/results/blind.json", "--json")
+    assert result.code == 0, result.err
+    assert [row["above_sweep"] for row in result.data if row["agent"] == "noop"]
+    mine = ("--agent", "agent", "--agent", "frozen:agent", "--record", "docs/results/ppo.json")
+    assert run(*base, *mine).code == 0
+    assert run(*base, *mine, "--seeds", "validation", "--real").code == 0
+    assert run(*base, *mine[:2], *mine[4:], "--greedy", "--dream", "--label", "careful").code == 0
+    rows = read_rows(Path("docs/results/ppo.json"))
+    assert len(rows) == 2 * 2 + 2 + 1
+    assert {row["agent"] for row in rows} == {"agent", "frozen:agent"}
+    assert {row["width"] for row in rows} == {2, 3}
+
+    result = run("evaluate-agent", "--table", "--plot", "plot.png", "--json")
+    assert result.code == 0, result.err
+    assert [line["label"] for line in result.data] == [
+        "no-op", "best sweep", "PPO in the dream", "PPO in the dream, frozen", "careful",
+    ]  # fmt: skip
+    ppo = result.data[2]
+    assert ppo["validation_tics"] == sum(
+        row["played_tics"] for row in rows
+        if row["seeds"] == "validation" and row["agent"] == "agent"
+    )  # fmt: skip
+    assert Path("plot.png").is_file()
+    printed = run("evaluate-agent", "--table")
+    assert "PPO in the dream, frozen" in printed.out and "above sweep" in printed.out
+
+    result = run("evaluate-agent", "--table", "--rerun", "--world", tiny_world_path, "--json")
+    assert result.code == 0, result.err
+    assert len(result.data["replayed"]) == 4 + len(rows)
+    assert all(row["same"] == row["episodes"] == 3 for row in result.data["replayed"])
+    assert "3 of 3" in run(
+        "evaluate-agent", "--table", "--rerun", "--real", "--world", tiny_world_path
+    ).out  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["evaluate-agent", "--rerun"], "'--rerun'"),
+        (["evaluate-agent", "--plot", "a.png"], "'--plot'"),
+        (["evaluate-agent", "--table"], "no results in docs/results"),
+        (["evaluate-agent", "--batch", "0"], "--batch"),
+        (["train-agent", "--out", "a", "--kind", "linear", "--real"], "'--real'"),
+        (["train-agent", "--out", "a", "--kind", "linear", "--steps", "3"], "'--steps'"),
+        (["train-agent", "--out", "a", "--generations", "3"], "'--generations'"),
+        (["train-agent", "--out", "a", "--kind", "dqn"], "--kind"),
+        (["train-agent", "--out", "a", "--resume"], "no training to go on with in a"),
+        (["train-agent", "--out", "a", "--real", "--set", "starts=any"], "starts 'any'"),
+    ],
+)
+def test_a_wrong_argument_ends_with_one_line(
+    arguments: list[str], words: str, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = run(*arguments)
+    assert result.code == 2 and result.out == ""
+    (line,) = result.err.splitlines()
+    assert line.startswith("error: ") and words in line
+
+
+def test_an_agent_goes_on(run: Run, tiny_world_path: Path, agent: Path) -> None:
+    base = ("train-agent", "--world", tiny_world_path, "--out", agent, "--resume", "--json")
+    result = run(*base, "--steps", 48)
+    assert result.code == 0, result.err
+    assert result.data["steps"] == 48 and result.data["updates"] == 3
+    described = json.loads((agent / "agent.json").read_text())
+    assert described["args"]["num_slots"] == 4  # nobody said so again
+    assert run(*base).data["steps"] == 48  # the budget is used up
+    refused = run(*base, "--seed", 2)
+    assert refused.code == 2 and "seed 1, not 2" in refused.err
+
+
+def test_an_agent_learns_in_the_real_game(
+    run: Run, tiny_world_path: Path, tmp_path: Path, fake_game: type[FakeGame]
+) -> None:
+    base = ("train-agent", "--world", tiny_world_path, "--out", tmp_path, "--real", "--json")
+    result = run(*base, "--steps", 16, *SETTINGS, "--set", 'signal_weights={"damage":-1}')
+    assert result.code == 0, result.err
+    assert result.data["real_tics"] == 4 * (16 + 4)
+    described = json.loads((tmp_path / "agent.json").read_text())
+    assert described["trained_in"] == "real"
+    assert described["args"]["horizon"] is None and described["args"]["starts"] == "opening"
+    assert run(*base, "--resume", "--steps", 32).data["steps"] == 32
+
+
+def test_a_linear_agent_is_trained(run: Run, tiny_world_path: Path, tmp_path: Path) -> None:
+    settings: list[Any] = ["--set", "population=4", "--set", "horizon=2", "--set", "episodes=1"]
+    base = (
+        "train-agent", "--world", tiny_world_path, "--out", tmp_path, "--kind", "linear", "--json",
+    )  # fmt: skip
+    result = run(*base, "--generations", 2, *settings)
+    assert result.code == 0, result.err
+    assert result.data["generations"] == 2 and result.data["parameters"] == 1_155
+    assert "generation 2" in result.err
+    assert run(*base, "--resume", "--generations", 3).data["generations"] == 3
+    assert run(
+        "evaluate-agent", "--world", tiny_world_path, "--agent", tmp_path, "--dream",
+        "--episodes", 1,
+    ).code == 0  # fmt: skip

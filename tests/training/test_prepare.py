@@ -1,0 +1,188 @@
+"""Data that cannot be used is refused with one error before anything trains."""
+
+import io
+import shutil
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import h5py
+import minari
+import numpy as np
+import pytest
+from gymnasium import spaces
+from minari.data_collector import EpisodeBuffer
+from rich.console import Console
+
+from magi_world.errors import DatasetError, RecipeError
+from magi_world.training.prepare import prepare
+from magi_world.training.reading import Reading
+from magi_world.training.recipe import Recipe, load_recipe
+from magi_world.training.store import Store
+
+PICTURE = spaces.Box(0, 255, (64, 64, 3), np.uint8)
+STAGES = ("vae", "dit", "outcome")
+
+
+@pytest.fixture(scope="module")
+def recipe() -> Recipe:
+    return load_recipe("doom_take_cover", dit={"sequence": 4})
+
+
+def record(
+    root: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    space: Any = PICTURE,
+    actions: Any = None,
+    steps: int = 24,
+    episodes: int = 20,
+    pattern: Sequence[int] = (0, 0, 0, 0, 1, 1, 1, 1),
+) -> Path:
+    """A dataset of steps, as somebody else would record it."""
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(root))
+    actions = actions or spaces.Discrete(3)
+    taken: Any = np.resize(pattern, steps)
+    if not isinstance(actions, spaces.Discrete):
+        taken = np.zeros((steps, *actions.shape), actions.dtype)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        minari.create_dataset_from_buffers(
+            "other/game-v0",
+            [
+                EpisodeBuffer(
+                    observations=np.full((steps + 1, *space.shape), number, np.uint8),
+                    actions=taken,
+                    rewards=np.ones(steps),
+                    terminations=np.zeros(steps, bool),
+                    truncations=np.arange(steps) == steps - 1,
+                )
+                for number in range(episodes)
+            ],
+            observation_space=space,
+            action_space=actions,
+            data_format="hdf5",
+            jpeg_encoding=False,
+        )
+    return root / "other" / "game-v0"
+
+
+def run(recipe: Recipe, data: Sequence[Path], out: Path, stages: Sequence[str] = STAGES) -> Store:
+    return prepare(recipe, data, out, stages, Console(file=io.StringIO()))
+
+
+def test_steps_of_others_become_a_store(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = record(tmp_path / "data", monkeypatch, steps=32)
+    store = run(recipe, [data], tmp_path / "run")
+    assert store.frames.shape == (20 * 9, 4, 64, 64, 3)
+    assert store.action[:9].tolist() == [0, 0, 1, 0, 1, 0, 1, 0, 1]
+    assert np.isnan(store.health).all() and (store.reward[1:9] == 4).all()
+
+
+def test_pictures_are_shrunk_when_the_recipe_says_so(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    space = spaces.Box(0, 255, (30, 40, 3), np.uint8)
+    data = record(tmp_path / "data", monkeypatch, space=space)
+    with pytest.raises(DatasetError, match=r"frames of \(30, 40\) .*recipe of \(64, 64\)"):
+        run(recipe, [data], tmp_path / "run")
+    willing = replace(recipe, data=Reading(resize=True))
+    assert run(willing, [data], tmp_path / "run").frames.shape[2:] == (64, 64, 3)
+
+
+def test_frames_of_different_sizes(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = record(tmp_path / "one", monkeypatch)
+    space = spaces.Box(0, 255, (32, 32, 3), np.uint8)
+    other = record(tmp_path / "other", monkeypatch, space=space)
+    willing = replace(recipe, data=Reading(resize=True))
+    for any_recipe in (recipe, willing):
+        with pytest.raises(
+            DatasetError, match=r"frames of different sizes.*\(64, 64\), .*\(32, 32"
+        ):
+            run(any_recipe, [one, other], tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("dataset", "words"),
+    [
+        (
+            {"actions": spaces.Box(-1, 1, (2,), np.float32)},
+            "actions must be Discrete, they are Box",
+        ),
+        ({"actions": spaces.Discrete(4)}, "4 actions, the recipe's card the prompts .*stand still"),
+        ({"steps": 3, "pattern": (0,)}, "shorter than one chunk of 4 steps"),
+        ({"pattern": (0, 1)}, "the action changes within a chunk"),
+        ({"episodes": 10}, "no episode is in the held-out part"),
+        ({"steps": 8}, "no episode has 4 chunks, the longest one has 3: shorten `sequence`"),
+        ({"steps": 12}, "no episode has 6 chunks"),
+        (
+            {"space": spaces.Box(0, 255, (8, 64, 64, 3), np.uint8)},
+            "chunks of 8 frames, the recipe of 4",
+        ),
+    ],
+)
+def test_bad_data_is_named(
+    recipe: Recipe,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    dataset: dict[str, Any],
+    words: str,
+) -> None:
+    data = record(tmp_path / "data", monkeypatch, **dataset)
+    with pytest.raises(DatasetError, match=words):
+        run(recipe, [data], tmp_path / "run")
+
+
+def test_a_dataset_without_actions(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = record(tmp_path / "data", monkeypatch)
+    with h5py.File(data / "data" / "main_data.hdf5", "r+") as file:
+        for episode in file.values():
+            del episode["actions"]
+    with pytest.raises(DatasetError, match="episode 0: actions, .* are missing: .*'actions'"):
+        run(recipe, [data], tmp_path / "run")
+
+
+def test_prompts_in_another_order(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = record(tmp_path / "data", monkeypatch)
+    minari.MinariDataset(data / "data").storage.update_metadata({"prompts": ["a", "b", "c"]})
+    with pytest.raises(DatasetError, match=r"\['a', 'b', 'c'\], the recipe's card the prompts"):
+        run(recipe, [data], tmp_path / "run")
+
+
+def test_a_full_disk_is_noticed_first(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = record(tmp_path / "data", monkeypatch)
+    usage = shutil.disk_usage(tmp_path)
+    frames = 20 * 7 * 4 * 64 * 64 * 3
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=frames))
+    with pytest.raises(DatasetError, match="GB of disk needed under .*run, 0.01 GB free"):
+        run(recipe, [data], tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=10**9))
+    run(recipe, [data], tmp_path / "run")
+
+
+def test_what_nobody_has_learned_from_is_read_anew(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = record(tmp_path / "few", monkeypatch, episodes=10)
+    enough = record(tmp_path / "enough", monkeypatch)
+    with pytest.raises(DatasetError, match="held-out"):
+        run(recipe, [few], tmp_path / "run")
+    store = run(recipe, [enough], tmp_path / "run")
+    assert store.summary()["episodes"] == 20
+    (tmp_path / "run" / "vae.checkpoint.safetensors").touch()
+    with pytest.raises(RecipeError, match="was read from other data"):
+        run(recipe, [few], tmp_path / "run")
