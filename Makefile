@@ -38,12 +38,13 @@ lint: $(VENV)/test.stamp
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# two rounds: the second adds what the first round's agent meets in the real game
+# two rounds: the second adds what the first round's agent meets in the real game, and learns to sample
 DOOM := runs/doom_take_cover
 PPO := --steps 60000 --set entropy=0.02 --set 'signal_weights={"damage":-0.5}'
 train-doom: $(VENV)/test.stamp
 	$(BIN)/magi-world collect doom-take-cover --out $(DOOM)/data --chunks 60000 --name doom-take-cover/round0-v0
-	$(BIN)/magi-world train-world doom_take_cover --data $(DOOM)/data --out $(DOOM)/round0
+	$(BIN)/magi-world train-world doom_take_cover --data $(DOOM)/data --out $(DOOM)/round0 \
+		--set dit.objective=flow
 	$(BIN)/magi-world train-agent --world $(DOOM)/round0/world --out $(DOOM)/agent0 $(PPO)
 	$(BIN)/magi-world collect doom-take-cover --out $(DOOM)/data --chunks 48000 --name doom-take-cover/round1-v0 \
 		--first-episode 2000 --agent $(DOOM)/agent0 --world $(DOOM)/round0/world

@@ -66,10 +66,11 @@ class SeesLatents:
 def mixture(game: "Game", agent: "Agent | None" = None) -> "list[Behaviour]":
     """Who plays a game for data, in equal shares: random players, and an agent if there is one.
 
-    In a shipped game sticky random players and blind sweeps; in one's own sticky random players,
-    and more of them by the game's `action_weights` if it has those. How sticky and how wide a sweep
-    is, and to which side it sets out, is drawn for every episode: a world learns most from seeing
-    the same situation left in many ways.
+    In a shipped game sticky random players, blind sweeps and players who mostly do nothing: a
+    world that has seldom seen what comes of that dreams that it is safe. In one's own sticky random
+    players, and more of them by the game's `action_weights` if it has those. How sticky and how
+    wide a sweep is, and to which side it sets out, is drawn for every episode: a world learns most
+    from seeing the same situation left in many ways.
     """
     from magi_world.agents.random_agent import Sticky, Sweep
     from magi_world.envs.games import GAMES
@@ -85,13 +86,17 @@ def mixture(game: "Game", agent: "Agent | None" = None) -> "list[Behaviour]":
         left, right = rng.permutation([1, 2]).tolist()
         return Sweep(int(rng.integers(8, 49)), left=left, right=right)
 
+    def still(rng: np.random.Generator) -> Sticky:
+        shares = [10.0, *[1.0] * (num_actions - 1)]
+        return Sticky(num_actions, p=float(rng.uniform(0.3, 0.9)), weights=shares)
+
     def weighted(rng: np.random.Generator) -> Sticky:
         shares = [float(weights.get(prompt, 1.0)) for prompt in game.prompts]
         return Sticky(num_actions, p=float(rng.uniform(0.0, 0.9)), weights=shares)
 
     behaviours = [Behaviour("sticky", 1.0, sticky)]
     if game.name in GAMES:
-        behaviours.append(Behaviour("sweep", 1.0, sweep))
+        behaviours += [Behaviour("sweep", 1.0, sweep), Behaviour("still", 1.0, still)]
     if weights is not None:
         behaviours.append(Behaviour("weighted", 1.0, weighted))
     if agent is not None:

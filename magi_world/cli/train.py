@@ -36,7 +36,9 @@ def collect(
     ] = 0,
     agent: Annotated[
         str | None,
-        typer.Option(help="An agent's folder, or a world's name: it plays a third (sampled)."),
+        typer.Option(
+            help="An agent's folder, or a world's name: it plays an equal share (sampled)."
+        ),
     ] = None,
     world: Annotated[
         str | None, typer.Option(help="World through which the agent sees; GAME's by default.")
@@ -45,9 +47,9 @@ def collect(
 ) -> None:
     """Play the real game and keep every chunk as a Minari dataset.
 
-    Sticky random actions and, in Doom, blind sweeps in equal parts, and an agent if one is given.
-    The same arguments give the same data; a second collection takes a first episode beyond the
-    first one's.
+    Sticky random actions and, in Doom, blind sweeps and players who mostly stand still, in equal
+    parts, and an agent if one is given. The same arguments give the same data; a second collection
+    takes a first episode beyond the first one's.
     """
     from magi_world.cli.games import SeesLatents, game_maker, mixture
     from magi_world.training import collect as collecting

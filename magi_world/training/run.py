@@ -144,7 +144,7 @@ def _more_tics(world: World, first: World) -> int:
     data = first.card.get("data", {})
     earlier = first.card.get("training", {}).get("begun_with", {}).get("real_tics", 0)
     again = set(world.card["data"]["datasets"])
-    shared = sum(tics for name, tics in data.get("datasets", {}).items() if name in again)
+    shared = sum(int(n) for name, n in data.get("datasets", {}).items() if name in again)
     return int(data.get("real_tics", 0)) - shared + int(earlier)
 
 

@@ -37,7 +37,7 @@ def test_steps_and_time_add_up(tmp_path: Path) -> None:
     second = trained(tmp_path)
     assert (first["steps"], second["steps"]) == (256, 512)
     assert (first["updates"], second["updates"]) == (2, 4)
-    assert second["seconds"] > first["seconds"]
+    assert second["seconds"] >= first["seconds"]  # rounded to tenths
     assert second["episodes"] > first["episodes"]
     # no dream is dreamed twice
     assert world.seeds == [100_000 + first["episodes"] + i for i in range(8)]

@@ -184,7 +184,7 @@ def test_collect_writes_a_dataset_that_can_be_read(
     result = run("collect", "tiny", "--out", tmp_path, "--chunks", 60, "--json")
     assert result.code == 0, result.err
     assert result.data["chunks"] >= 60
-    assert set(result.data["by_behaviour"]) == {"sticky", "sweep"}
+    assert set(result.data["by_behaviour"]) == {"sticky", "sweep", "still"}
     (folder,) = dataset_folders([tmp_path])
     assert str(folder) == result.data["path"]
     episodes = list(read_episodes(folder))
@@ -194,7 +194,7 @@ def test_collect_writes_a_dataset_that_can_be_read(
     assert again.code == 2 and "exists already" in again.err
 
 
-def test_collect_lets_an_agent_play_a_third(
+def test_collect_lets_an_agent_play_its_share(
     run: Run,
     tmp_path: Path,
     tiny_world_path: Path,
@@ -206,7 +206,7 @@ def test_collect_lets_an_agent_play_a_third(
         "--world", tiny_world_path, "--json",
     )  # fmt: skip
     assert result.code == 0, result.err
-    assert set(result.data["by_behaviour"]) == {"sticky", "sweep", "agent"}
+    assert set(result.data["by_behaviour"]) == {"sticky", "sweep", "still", "agent"}
 
 
 def test_a_folder_without_datasets_is_named(tmp_path: Path) -> None:
