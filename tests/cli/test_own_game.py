@@ -6,7 +6,7 @@ import pytest
 
 from magi_world.training.episodes import read_episodes
 from tests.cli.conftest import Run
-from tests.training.test_train_world import RECIPE
+from tests.training.toy import RECIPE
 
 ADAPTER = '''
 """A light that goes on and off; off pays."""

@@ -1,9 +1,8 @@
 """A whole training on a few dozen pictures: three stages, a world at the end, and resuming."""
 
-import io
 import json
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,174 +10,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from rich.console import Console
-from torch import Tensor
 
-from magi_world.checkpoints.tensors import read_tensors
 from magi_world.errors import CheckpointError, DatasetError, RecipeError
-from magi_world.training import dit_stage, run
+from magi_world.training import run
 from magi_world.training.dit_stage import DiTStage
-from magi_world.training.episodes import FIRST_SEED, EpisodeData
-from magi_world.training.outcome_stage import generate_examples
-from magi_world.training.recipe import Recipe, load_recipe
-from magi_world.training.recording import recording
-from magi_world.training.run import train_world
-from magi_world.training.store import Store, build_store, open_store
-from magi_world.world import World, load
-
-PROMPTS = ["rest", "left", "right"]
-SIZE = 32
-RECIPE = """
-[card]
-name = "toy"
-game = "Toy"
-description = "A square that moves."
-prompts = ["rest", "left", "right"]
-horizon = 20
-reward_range = [0.0, 4.0]
-
-[card.paraphrases]
-"rest" = ["wait"]
-"left" = ["go left", "to the left"]
-
-[config]
-height = 32
-width = 32
-fps = 35
-
-[config.vae]
-video_size = 32
-video_length = 4
-patch_size = 8
-patch_length = 4
-embed_dim = 16
-depth = 1
-num_heads = 2
-mlp_ratio = 1.0
-ln_in_attn = false
-use_final_proj = true
-
-[config.dit]
-num_layers = 2
-hidden_size = 16
-ffn_hidden_size = 16
-num_attention_heads = 2
-num_query_groups = 1
-kv_channels = 8
-caption_channels = 8
-caption_max_length = 257
-
-[config.text]
-d_model = 8
-d_ff = 8
-d_kv = 4
-num_heads = 2
-num_layers = 1
-
-[config.sampling]
-kv_range = 3
-num_steps = 2
-scale_factor = 1.0
-null_prompt_tokens = 4
-
-[config.outcome]
-hidden_size = 32
-num_queries = 2
-signals = ["damage"]
-
-[vae]
-steps = 4
-batch_size = 4
-checkpoint_minutes = 0.0
-sample_every = 2
-
-[dit]
-steps = 4
-batch_size = 2
-sequence = 4
-paraphrases = 2
-checkpoint_minutes = 0.0
-sample_every = 2
-
-[outcome]
-steps = 4
-batch_size = 8
-chunks = 64
-checkpoint_minutes = 0.0
-"""
-
-
-def episode(number: int, knows_health: bool = True) -> EpisodeData:
-    """A white square on grey that the actions move; it dies in every second episode."""
-    rng = np.random.default_rng(number)
-    steps = 9 + number % 4
-    actions = rng.integers(0, 3, steps)
-    frames = np.full((steps + 1, 4, SIZE, SIZE, 3), 90, np.uint8)
-    x = 12
-    for chunk in range(steps + 1):
-        for frame in range(4):
-            if chunk:
-                x = int(np.clip(x + [0, -1, 1][actions[chunk - 1]], 0, 24))
-            frames[chunk, frame, 8:16, x : x + 8] = 230
-    dies = number % 2 == 0
-    valid = np.full(steps + 1, 4)
-    valid[-1] = 2 if dies else 4
-    health = np.linspace(100, 0 if dies else 40, steps + 1, dtype=np.float32)
-    return EpisodeData(
-        seed=FIRST_SEED + number, behaviour="toy", frames=frames, actions=actions,
-        rewards=valid[1:].astype(np.float32), valid_frames=valid,
-        health=health if knows_health else None, terminated=dies, truncated=not dies,
-    )  # fmt: skip
-
-
-def record(root: Path, numbers: Sequence[int], **keywords: Any) -> Path:
-    """Write episodes as a Minari dataset."""
-    with recording(
-        root, "toy-v0", shape=(4, SIZE, SIZE, 3), num_actions=3, description="toy"
-    ) as recorder:
-        for number in numbers:
-            recorder.add(episode(number, **keywords))
-    return root / "toy-v0"
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """24 episodes; the seeds of numbers 19 and 39 are held out."""
-    return record(tmp_path_factory.mktemp("data"), [*range(22), 38, 39])
-
-
-@pytest.fixture(scope="module")
-def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
-    path = tmp_path_factory.mktemp("recipe") / "toy.toml"
-    path.write_text(RECIPE, encoding="utf-8")
-    return load_recipe(path)
-
-
-def train(recipe: Recipe, data: Path | None, out: Path, **keywords: Any) -> World:
-    folders = [] if data is None else [data]
-    return train_world(recipe, folders, out, console=Console(file=io.StringIO()), **keywords)
-
-
-@pytest.fixture(scope="module")
-def trained(recipe: Recipe, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of a run from beginning to end."""
-    out: Path = tmp_path_factory.mktemp("run") / "whole"
-    train(recipe, data, out)
-    return out
-
-
-def tensors_of(folder: Path) -> dict[str, Tensor]:
-    return {
-        f"{path.name}:{name}": tensor
-        for path in sorted(folder.glob("*.safetensors"))
-        for name, tensor in read_tensors(path).items()
-    }
-
-
-def same_world(one: Path, other: Path) -> bool:
-    mine, theirs = tensors_of(one / "world"), tensors_of(other / "world")
-    return mine.keys() == theirs.keys() and all(torch.equal(mine[k], theirs[k]) for k in mine)
-
+from magi_world.training.recipe import Recipe
+from magi_world.training.store import open_store
+from magi_world.world import load
+from tests.training.toy import (
+    PROMPTS,
+    SIZE,
+    record,
+    same_world,
+    tensors_of,
+    train,
+)
 
 # -------------------------------------------------------------------- the world
 
@@ -371,104 +217,6 @@ def test_a_world_of_another_shape_is_no_beginning(
         train(recipe, data, tmp_path / "full", init=tmp_path / "bare" / "world")
 
 
-# -------------------------------------------------------------------- histories of its own
-
-
-def test_histories_are_in_part_the_models_own(trained: Path, recipe: Recipe) -> None:
-    world, store = load(trained / "world"), open_store(trained / "store")
-    stages = {
-        share: DiTStage(world, store, replace(recipe.dit, own_history=share, copies=2))
-        for share in (0.0, 1.0)
-    }
-    seen = {}
-    for share, stage in stages.items():
-        given: list[Tensor] = []
-        history = stage._history
-
-        def spy(x: Tensor, *rest: Any, history: Any = history, given: Any = given) -> Tensor:
-            out: Tensor = history(x, *rest)
-            given.append((out != x).flatten(1).any(1))
-            return out
-
-        stage._history = spy  # type: ignore[assignment, method-assign]
-        for seed in range(6):
-            loss, _ = stage.loss(torch.Generator().manual_seed(seed))
-            assert loss.isfinite() and loss.requires_grad
-        seen[share] = torch.cat(given).float().mean().item()
-    assert seen[0.0] == 0.0
-    assert 0.2 < seen[1.0] < 0.8
-
-
-def test_deep_histories_follow_generated_chunks(
-    trained: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """At depth k a chunk is generated over chunks that were generated at depth k - 1."""
-    world, store = load(trained / "world"), open_store(trained / "store")
-    stage = DiTStage(world, store, replace(recipe.dit, own_history=1.0, own_depth=3))
-    given: list[Tensor] = []
-
-    def count_up(world: World, shape: Any, history: Tensor, noise: Tensor, **_: Any) -> Tensor:
-        given.append(history)
-        S, L = shape  # one more than the chunk before it
-        later: Tensor = history.unflatten(0, (S, L)).roll(1, dims=1).flatten(0, 1) + 1
-        return later
-
-    monkeypatch.setattr(dit_stage, "generate_one_step_ahead", count_up)
-    x = torch.zeros(2 * 6, *world.config.latent_shape)
-    depths = set()
-    for seed in range(12):
-        given.clear()
-        history = stage._history(x, (2, 6), {}, torch.Generator().manual_seed(seed))
-        assert len(given) <= 3 and torch.equal(given[0], x)
-        assert history.unflatten(0, (2, 6))[:, 0].eq(0).all()  # nothing comes before the first
-        assert history.max() <= len(given)
-        depths.add(len(given))
-    assert depths == {1, 2, 3}
-
-
-def test_unusual_places_of_the_chunk_before_weigh_more(trained: Path, recipe: Recipe) -> None:
-    world, store = load(trained / "world"), open_store(trained / "store")
-    stage = DiTStage(world, store, replace(recipe.dit, unusual_weight=2.0))
-    history = stage.mean_CPHW.repeat(2 * 5, 1, 1, 1, 1)
-    history[1 * 5 + 2, :, 0, 1, 1] += 3.0  # sequence 1, chunk 2
-    weight = stage._unusual(history, (2, 5)).unflatten(0, (2, 5))
-    assert weight.mean().item() == pytest.approx(1.0, abs=0.1)
-    usual = weight[0, 1, 0, 0]
-    assert weight[1, 3, :3, :3].gt(2 * usual).all()  # the place and those beside it, one later
-    weight[1, 3, :3, :3] = usual
-    assert torch.allclose(weight[:, 1:], usual.expand_as(weight[:, 1:]))
-
-
-def test_the_energy_objective_trains_the_worlds_own_sampler(
-    trained: Path, recipe: Recipe, data: Path, tmp_path: Path
-) -> None:
-    settings = replace(
-        recipe.dit, objective="energy", copies=2, own_history=1.0, own_depth=2, steps=2
-    )
-    energetic = replace(recipe, dit=settings)
-    world = train(energetic, data, tmp_path, stages=["dit"], init=trained / "world")
-    assert world.card["training"]["dit_steps"] == 2
-    stage = DiTStage(world, open_store(trained / "store"), settings)
-    loss, scalars = stage.loss(torch.Generator().manual_seed(0))
-    loss.backward()
-    assert 0 < loss.item() < 2 and set(scalars) == {"first_chunk", "last_chunk"}
-    assert all(
-        p.grad is not None and p.grad.isfinite().all() for p in world.dit.layers[0].parameters()
-    )
-
-
-def test_a_shallower_world_is_a_beginning(
-    trained: Path, recipe: Recipe, data: Path, tmp_path: Path
-) -> None:
-    config = replace(recipe.config, dit=replace(recipe.config.dit, num_layers=4))
-    gentle = replace(recipe, config=config, dit=replace(recipe.dit, steps=1, learning_rate=1e-9))
-    world = train(gentle, data, tmp_path, stages=["dit"], init=trained / "world")
-    assert len(world.dit.layers) == 4
-    rows = [w.rollout(2, seeds=[1, 2]) for w in (world, load(trained / "world"))]
-    first, deep = (row.reset(prompt="go left").latents for row in rows)
-    assert torch.allclose(first, deep, atol=1e-4)
-
-
 # -------------------------------------------------------------------- other data, other recipes
 
 
@@ -531,77 +279,6 @@ def test_a_stage_that_learns_on_does_not_leave_later_ones_behind(
     (out / "outcome.checkpoint.safetensors").unlink()
     world = train(longer, data, out, resume=True)
     assert world.card["training"]["dit_steps"] == 6
-
-
-# -------------------------------------------------------------------- outcome examples
-
-
-def long_store(folder: Path, world: World) -> Store:
-    """A store of random latents: 60 training episodes of 20 to 50 chunks, half of them die."""
-    rng = np.random.default_rng(0)
-
-    def episodes() -> Iterator[EpisodeData]:
-        for number in range(60):
-            one = episode(number)
-            steps = int(rng.integers(20, 50))
-            yield replace(
-                one, frames=np.zeros((steps + 1, 4, 1, 1, 3), np.uint8),
-                actions=rng.integers(0, 3, steps), rewards=np.full(steps, 4, np.float32),
-                valid_frames=np.full(steps + 1, 4), health=np.full(steps + 1, 90, np.float32),
-            )  # fmt: skip
-
-    store = build_store(episodes(), folder, lambda seed: False, 60 * 51)
-    shape = (len(store.action), *world.config.latent_shape)
-    np.save(store.latents_path, rng.standard_normal(shape).astype(np.float16))
-    return store
-
-
-def test_weighted_examples_are_as_deadly_as_the_data(trained: Path, tmp_path: Path) -> None:
-    world = load(trained / "world")
-    store = long_store(tmp_path, world)
-    examples = generate_examples(world, store, length=8, chunks=800, held_out=False, seed=0)
-    assert {name: len(tensor) for name, tensor in examples.items()} == dict.fromkeys(
-        ["hidden", "reward", "terminal", "signals", "weight"], len(examples["weight"])
-    )
-    weight, terminal = examples["weight"], examples["terminal"]
-    share = float((weight * terminal).sum() / weight.sum())
-    assert share == pytest.approx(store.terminal.mean(), rel=0.15)
-    assert terminal.mean() > 2 * store.terminal.mean()  # ends are drawn more often
-
-
-def test_examples_are_generated_one_step_ahead(trained: Path, tmp_path: Path) -> None:
-    """The generated half of the examples is what rollouts over the real history give."""
-    from magi_world.training import outcome_stage
-
-    world = load(trained / "world")
-    S, L = 2, 6
-    generator = torch.Generator().manual_seed(0)
-    real = torch.randn(S * L, *world.config.latent_shape, generator=generator)
-    action = torch.randint(3, (S * L,), generator=generator)
-    with torch.inference_mode():
-        x, hidden = outcome_stage._one_step_ahead(
-            world, real, action, (S, L), outcome_stage._captions(world),
-            torch.Generator().manual_seed(5),
-        )  # fmt: skip
-        judged = world.judge(x, hidden[S * L :], [None] * (S * L))
-    noise = torch.randn(real.shape, generator=torch.Generator().manual_seed(5))
-    rollout = world.rollout(S, seeds=range(S))
-    rollout.reset(prompt="rest")
-    for slot in range(S):
-        rollout.cache.clear(slot)
-    rollout.time = [0] * S
-    by_time = [t.unflatten(0, (S, L)) for t in (real, noise, x)]
-    probability = judged.termination_probability.view(S, L)
-    for i in range(L):
-        prompts = [PROMPTS[int(a)] for a in action.view(S, L)[:, i]]
-        ahead = rollout.fork(range(S))
-        with torch.no_grad():
-            places = ahead._places(range(S))
-            mine = ahead.sampler.denoise(by_time[1][:, i], prompts, places)
-        torch.testing.assert_close(mine, by_time[2][:, i], rtol=1e-4, atol=1e-4)
-        seen = ahead.observe(by_time[2][:, i], prompts).termination_probability
-        torch.testing.assert_close(seen, probability[:, i], rtol=1e-4, atol=1e-4)
-        rollout.observe(by_time[0][:, i], prompts)
 
 
 def test_stages_of_one_process_do_not_disturb_each_other(
