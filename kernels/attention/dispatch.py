@@ -38,6 +38,8 @@ def attention(
         backend: ``reference`` takes everything, ``sdpa`` neither softcap nor sink; ``auto``
             takes the fastest that accepts the input.
 
+    Under ``torch.autocast`` on a CPU, q, k and v may differ in dtype; all is done in float32.
+
     Returns:
         The output `[Tq, H, D]` in the dtype of q, 0 where a row sees no key, and the natural
         log-sum-exp `[Tq, H]` in float32 (float64 for float64 input), -inf there. Without a sink

@@ -16,7 +16,9 @@ _WORTH_IT = 1.5  # casting costs something too
 def has_bfloat16_units() -> bool:
     """Whether the processor multiplies bfloat16 itself (AVX-512 BF16 or AMX)."""
     checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    return any(bool(getattr(torch.cpu, name, bool)()) for name in checks)
+    # private names: a torch that lacks one has nothing to say about it
+    known = [getattr(torch.cpu, name) for name in checks if hasattr(torch.cpu, name)]
+    return any(bool(check()) for check in known)
 
 
 def choose_precision(wanted: str) -> str:
