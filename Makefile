@@ -40,7 +40,7 @@ lint: $(VENV)/test.stamp
 
 # two rounds: the second adds what the first round's agent meets in the real game, and learns to sample
 DOOM := runs/doom_take_cover
-PPO := --steps 60000 --set entropy=0.02 --set 'signal_weights={"damage":-0.5}'
+PPO := --steps 220000 --set horizon=12 --set greedy=true --set 'signal_weights={"damage":-1.0}'
 train-doom: $(VENV)/test.stamp
 	$(BIN)/magi-world collect doom-take-cover --out $(DOOM)/data --chunks 60000 --name doom-take-cover/round0-v0
 	$(BIN)/magi-world train-world doom_take_cover --data $(DOOM)/data --out $(DOOM)/round0 \

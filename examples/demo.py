@@ -107,8 +107,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         total_steps=given.steps,
         minutes=None if given.steps else given.minutes,
         # a hit that does not kill is worth avoiding too; it never counts in a score
-        signal_weights={"damage": -0.5} if has_signal(world, "damage") else {},
-        entropy=0.02,
+        signal_weights={"damage": -1.0} if has_signal(world, "damage") else {},
+        horizon=12,
     )
     agent = train(world, args, given.out / "agent")
 
