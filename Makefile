@@ -40,18 +40,17 @@ lint: $(VENV)/test.stamp
 
 # two rounds: the second adds what the first round's agent meets in the real game, and learns to sample
 DOOM := runs/doom_take_cover
-PPO := --steps 220000 --set horizon=12 --set greedy=true --set 'signal_weights={"damage":-1.0}'
 train-doom: $(VENV)/test.stamp
 	$(BIN)/magi-world collect doom-take-cover --out $(DOOM)/data --chunks 60000 --name doom-take-cover/round0-v0
 	$(BIN)/magi-world train-world doom_take_cover --data $(DOOM)/data --out $(DOOM)/round0 \
 		--set dit.objective=flow
-	$(BIN)/magi-world train-agent --world $(DOOM)/round0/world --out $(DOOM)/agent0 $(PPO)
+	$(BIN)/magi-world train-agent --world $(DOOM)/round0/world --out $(DOOM)/agent0
 	$(BIN)/magi-world collect doom-take-cover --out $(DOOM)/data --chunks 48000 --name doom-take-cover/round1-v0 \
 		--first-episode 2000 --agent $(DOOM)/agent0 --world $(DOOM)/round0/world
 	$(BIN)/magi-world train-world doom_take_cover --data $(DOOM)/data --out $(DOOM)/round1 \
 		--init $(DOOM)/round0/world --stage dit --stage outcome
 	$(BIN)/magi-world evaluate $(DOOM)/round1/world --data $(DOOM)/data --out $(DOOM)/report
-	$(BIN)/magi-world train-agent --world $(DOOM)/round1/world --out $(DOOM)/agent $(PPO)
+	$(BIN)/magi-world train-agent --world $(DOOM)/round1/world --out $(DOOM)/agent
 	$(BIN)/magi-world evaluate-agent --world $(DOOM)/round1/world --agent $(DOOM)/agent
 
 # torch comes first and alone: it is the one package with an index of its own.

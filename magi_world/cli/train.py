@@ -213,6 +213,13 @@ def train_agent(
             help="Any other setting of agents/ppo.py or agents/linear_training.py.",
         ),
     ] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            help="Settings of this world's agents: a shipped recipe's name or a TOML file; the "
+            "world's own where one ships."
+        ),
+    ] = None,
     game: RealGame = None,
     device: Device = None,
     dtype: DType = None,
@@ -220,11 +227,13 @@ def train_agent(
 ) -> None:
     """Train an agent inside a world; only --real asks the real game.
 
-    It can be stopped at any time; --resume goes on from the last checkpoint.
+    Options here go before the recipe's settings, those before the defaults of the training. It can
+    be stopped at any time; --resume goes on from the last checkpoint.
     """
     from magi_world.agents import linear_training, ppo
     from magi_world.agents.checkpoint import resumed_settings
     from magi_world.agents.ppo_real import REAL_SETTINGS
+    from magi_world.agents.recipe import available, recipe_settings
     from magi_world.cli.games import real_game
     from magi_world.world import load
 
@@ -233,6 +242,8 @@ def train_agent(
         raise typer.BadParameter("is not known to --kind linear", param_hint=name)
     if kind is Kind.PPO and generations is not None:
         raise typer.BadParameter("goes with --kind linear", param_hint="'--generations'")
+    if resume and recipe is not None:
+        raise typer.BadParameter("OUT's settings go on with --resume", param_hint="'--recipe'")
     given = {"seed": seed, "temperature": temperature}
     settings: dict[str, Any] = {name: v for name, v in given.items() if v is not None}
     if minutes is not None or steps is not None or generations is not None:
@@ -240,11 +251,16 @@ def train_agent(
         settings |= {**length, "minutes": minutes}
     module = ppo if kind is Kind.PPO else linear_training
     settings |= parse_settings(setting or [], module.Args)
+    loaded = load(world, device=device, dtype=dtype)
     if resume:
         settings = resumed_settings(out, kind.value) | settings
-    elif real:
-        settings = REAL_SETTINGS | settings
-    loaded = load(world, device=device, dtype=dtype)
+    else:
+        section = "ppo-real" if real else kind.value
+        of_world = loaded.name if loaded.name.replace("-", "_") in available() else None
+        if (named := recipe or of_world) is not None:
+            settings = recipe_settings(named, section) | settings
+        if real:
+            settings = REAL_SETTINGS | settings
     if kind is Kind.PPO:
         make_game = real_game(loaded, game) if real else None
         ppo.train(loaded, ppo.Args(**settings), out, make_game=make_game, resume=resume)
