@@ -48,6 +48,9 @@ class DiTSettings(StageSettings):
     is then no longer what follows from it. Only beside a critic"""
     critic_weight: float = 0.0
     """slope of the adversarial critic, as a share of the energy score's; 0 is no critic"""
+    most_kv_range: int = 0
+    """0: all batches have the world's own KV range. Else every batch draws one of 1, 2, 4, … up to
+    this, so that one model can be measured at all of them; a sequence must be as long"""
     copies: int = 1
     """noisy copies of every chunk; the energy score needs two or more"""
     paraphrases: int = 4
@@ -198,6 +201,8 @@ def _settings(cls: type[StageSettings], values: dict[str, Any], source: str) -> 
             raise RecipeError(f"{source}: {name} {value} is below what can work")
         if name in _SHARES and (value > 1 or (name == "ema_decay" and value == 1)):
             raise RecipeError(f"{source}: {name} {value} is a share, at most 1 (ema_decay below)")
+    if values.get("most_kv_range", 0) > values.get("sequence", math.inf):
+        raise RecipeError(f"{source}: most_kv_range is above sequence: no chunk would see so many")
     if values.get("critic_weight"):
         if values.get("objective", "flow") != "energy":
             raise RecipeError(f"{source}: critic_weight needs the energy objective")

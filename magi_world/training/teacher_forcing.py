@@ -23,7 +23,7 @@ from magi_world.sampling.schedule import time_grid
 from magi_world.world import World
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=32)
 def teacher_forcing_slices(
     sequences: int, length: int, kv_range: int, tokens: int, copies: int = 1
 ) -> AttnSlices:
@@ -88,6 +88,7 @@ def teacher_forced_inputs(
     captions: tuple[CaptionKV, Sequence[int]],
     choice_G: Tensor,
     dropped_G: Tensor,
+    kv_range: int | None = None,
 ) -> ChunkInputs:
     """One forward over all copies of S sequences of L chunks.
 
@@ -99,6 +100,7 @@ def teacher_forced_inputs(
         captions: packed captions and the tokens of each.
         choice_G: index of each chunk's caption.
         dropped_G: booleans, the chunk has no prompt.
+        kv_range: chunks, itself included, that a chunk may see; the world's own by default.
     """
     S, L = shape
     config = world.config
@@ -112,7 +114,7 @@ def teacher_forced_inputs(
         dropped=dropped_G.repeat(1 + copies),
         rotary=world.dit.rotary(first, (width, x.shape[3], x.shape[4])),
         caption=captions[0],
-        attend=teacher_forcing_slices(S, L, config.sampling.kv_range, n, copies),
+        attend=teacher_forcing_slices(S, L, kv_range or config.sampling.kv_range, n, copies),
         cross=caption_slices(choice_G.repeat(1 + copies).tolist(), captions[1], n),
     )
 
@@ -133,7 +135,7 @@ def generate_one_step_ahead(
         history: the chunks that are seen, `[G, C, P, h, w]`.
         noise: where the denoising begins, `[R * G, C, P, h, w]`: R samples of every chunk.
         t_history: times of the history `[G]`, by default those of clean passes.
-        condition: captions, choice and drops, see :func:`teacher_forced_inputs`.
+        condition: captions, choice, drops and KV range, see :func:`teacher_forced_inputs`.
 
     Returns:
         The samples `[R * G, C, P, h, w]`.

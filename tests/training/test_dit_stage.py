@@ -146,6 +146,26 @@ def test_the_critics_share_of_the_slope_is_what_was_asked(trained: Path, recipe:
     assert norms[1] > 50 * norms[0]
 
 
+def test_every_batch_draws_its_kv_range(
+    trained: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world, store = load(trained / "world"), open_store(trained / "store")
+    seen: dict[int, set[int | None]] = {0: set(), 4: set()}
+    for most, ranges in seen.items():
+        stage = DiTStage(world, store, replace(recipe.dit, most_kv_range=most))
+        inputs = dit_stage.teacher_forced_inputs
+
+        def spy(*args: Any, inputs: Any = inputs, ranges: Any = ranges, **given: Any) -> Any:
+            ranges.add(given["kv_range"])
+            return inputs(*args, **given)
+
+        monkeypatch.setattr(dit_stage, "teacher_forced_inputs", spy)
+        for seed in range(20):
+            stage.loss(torch.Generator().manual_seed(seed))
+        monkeypatch.undo()
+    assert seen == {0: {None}, 4: {1, 2, 4}}
+
+
 def test_a_shallower_world_is_a_beginning(
     trained: Path, recipe: Recipe, data: Path, tmp_path: Path
 ) -> None:
