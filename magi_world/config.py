@@ -12,6 +12,7 @@ from typing import Any, Self
 from magi_world.errors import ConfigError
 
 _TRANSFORMS = ("identity", "piecewise", "square")  # those of time_grid
+_PREDICTIONS = ("velocity", "clean")
 
 
 def _require(condition: bool, message: str) -> None:
@@ -82,6 +83,12 @@ class DiTConfig(_Section):
     x_rescale_factor: float = 1.0
     half_channel_vae: bool = False
     """latents have 16 channels but the model 32: the input is doubled along channels"""
+    previous_chunk: bool = False
+    """the model reads the chunk before beside the noisy one, as more input channels, and says how
+    much of it stays at every place; not in MAGI-1, whose chunks are a second long"""
+    predicts: str = "velocity"
+    """what the last layer gives: the velocity, as MAGI-1's does, or the "clean" chunk, from which
+    the velocity follows. A one-step sampler of velocities must undo the noise exactly"""
     layernorm_epsilon: float = 1e-6
     apply_layernorm_1p: bool = True
     params_dtype: str = "float32"
@@ -108,6 +115,14 @@ class DiTConfig(_Section):
         _require(self.apply_layernorm_1p, "apply_layernorm_1p False is not supported")
         ratios = (self.xattn_cond_hidden_ratio, self.cond_gating_ratio)
         _require(ratios == (1.0, 1.0), f"condition ratios {ratios}: only (1.0, 1.0) is supported")
+        _require(
+            self.predicts in _PREDICTIONS,
+            f"predicts {self.predicts!r} is not one of {_PREDICTIONS}",
+        )
+        _require(
+            not (self.previous_chunk and self.half_channel_vae),
+            "previous_chunk and half_channel_vae do not go together",
+        )
 
     @property
     def condition_size(self) -> int:

@@ -36,6 +36,7 @@ def tiny_card() -> dict[str, Any]:
                 "num_layers": 2, "hidden_size": 32, "ffn_hidden_size": 32,
                 "num_attention_heads": 2, "num_query_groups": 1, "kv_channels": 16,
                 "caption_channels": 16, "caption_max_length": 257,
+                "previous_chunk": True, "predicts": "clean",
             },
             "text": {"d_model": 16, "d_ff": 16, "d_kv": 8, "num_heads": 2, "num_layers": 1},
             "sampling": {
@@ -46,11 +47,13 @@ def tiny_card() -> dict[str, Any]:
     }  # fmt: skip
 
 
-def make_tiny_world(seed: int = 0) -> World:
-    """Build the tiny world; the same seed gives the same weights."""
+def make_tiny_world(seed: int = 0, **dit: Any) -> World:
+    """Build the tiny world; the same seed gives the same weights. ``dit`` replaces settings."""
+    card = tiny_card()
+    card["config"]["dit"] |= dit
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        world = World(tiny_card())
+        world = World(card)
         for parameter in world.dit.parameters():
             if parameter.ndim < 2:  # zeros and ones would hide mistakes
                 parameter.data += 0.1 * torch.randn_like(parameter)

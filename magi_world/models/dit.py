@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from magi_world.config import DiTConfig
+from magi_world.errors import ConfigError
 from magi_world.kernels.attention import AttnSlices
 from magi_world.models.layers import (
     CaptionEmbedder,
@@ -31,9 +32,13 @@ CaptionKV = list[tuple[Tensor, Tensor]]
 
 # parameters that stay float32 when a model runs in bfloat16 (golden README section 9)
 _FLOAT32_PARTS = (
-    "x_embedder", "t_embedder", "y_embedder", "rope", "final_linear", "final_layernorm",
+    "x_embedder", "t_embedder", "y_embedder", "rope", "final_linear", "final_layernorm", "keep.",
     "q_layernorm.", "k_layernorm.", "self_attn_post_norm", "mlp_post_norm",
 )  # fmt: skip
+
+
+# a model that predicts clean chunks is asked for a velocity at t < 1; clean passes do not use it
+_LEAST_TIME_LEFT = 0.001
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +61,9 @@ class ChunkInputs:
     """token rows to caption rows"""
     dt: Tensor | None = None
     """step-size feature `[G]` of distilled models"""
+    previous: Tensor | None = None
+    """the chunk before each, `[G, C, P, H, W]`, zeros where there is none; models with
+    `previous_chunk` need it"""
 
 
 class DiTOutput(NamedTuple):
@@ -96,14 +104,15 @@ class VideoDiT(nn.Module):
         super().__init__()
         self.config = config
         patch = (config.t_patch_size, config.patch_size, config.patch_size)
-        self.x_embedder = nn.Conv3d(
-            config.in_channels, config.hidden_size, patch, stride=patch, bias=False
-        )
+        read = config.in_channels * (2 if config.previous_chunk else 1)
+        self.x_embedder = nn.Conv3d(read, config.hidden_size, patch, stride=patch, bias=False)
         self.t_embedder = TimestepEmbedder(config)
         self.y_embedder = CaptionEmbedder(config)
         self.rope = LearnableRope(config.kv_channels)
         self.videodit_blocks = Blocks(config)
         self.final_linear = FinalLinear(config)
+        if config.previous_chunk:
+            self.keep = nn.Linear(config.hidden_size, config.patch_size**2)
 
     @property
     def layers(self) -> list[TransformerLayer]:
@@ -150,10 +159,12 @@ class VideoDiT(nn.Module):
         total: Tensor = condition + self.y_embedder.adaln(inputs.dropped)
         return total.to(self.block_dtype)
 
-    def _embed(self, x_GCPHW: Tensor) -> Tensor:
+    def _embed(self, x_GCPHW: Tensor, previous_GCPHW: Tensor | None = None) -> Tensor:
         """Latents to tokens `[T, E]`; kernel = stride, so a matrix product over patches."""
         config = self.config
         x = x_GCPHW.to(self.x_embedder.weight.dtype) * config.x_rescale_factor
+        if previous_GCPHW is not None:
+            x = torch.cat([x, previous_GCPHW.to(x.dtype) * config.x_rescale_factor], dim=1)
         if config.half_channel_vae:
             x = torch.cat([x, x], dim=1)
         G, C, P, H, W = x.shape
@@ -183,7 +194,9 @@ class VideoDiT(nn.Module):
         memory = KVMemory() if memory is None else memory
         size = (inputs.x.shape[2], inputs.x.shape[3], inputs.x.shape[4])
         condition = self.condition(inputs)
-        hidden = self._embed(inputs.x).to(self.block_dtype)
+        if (inputs.previous is not None) != self.config.previous_chunk:
+            raise ConfigError("a model with previous_chunk is given the previous one, others not")
+        hidden = self._embed(inputs.x, inputs.previous).to(self.block_dtype)
         for index, layer in enumerate(self.layers):
             hidden = layer(
                 hidden, condition, inputs.rotary, inputs.attend,
@@ -192,4 +205,16 @@ class VideoDiT(nn.Module):
         final = self.videodit_blocks.final_layernorm
         normed = final(hidden.to(final.weight.dtype))
         velocity = self._unpatch(self.final_linear(normed), size)
+        if inputs.previous is not None:
+            velocity = velocity + self._kept(normed, size) * inputs.previous
+        if self.config.predicts == "clean":
+            left = (1 - inputs.t).clamp_min(_LEAST_TIME_LEFT).view(-1, 1, 1, 1, 1)
+            velocity = (velocity - inputs.x) / left
         return DiTOutput(velocity, normed.unflatten(0, (inputs.x.shape[0], -1)))
+
+    def _kept(self, normed_TE: Tensor, size: tuple[int, int, int]) -> Tensor:
+        """How much of the previous chunk stays at every place, `[G, 1, P, H, W]` in 0 to 1."""
+        (P, H, W), s = size, self.config.patch_size
+        share = self.keep(normed_TE).sigmoid().view(-1, P, H // s, W // s, s, s)
+        kept: Tensor = share.permute(0, 1, 2, 4, 3, 5).reshape(-1, 1, P, H, W)
+        return kept

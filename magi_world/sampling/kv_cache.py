@@ -58,11 +58,17 @@ class KVCache(KVMemory):
         head_dim: int,
         dtype: torch.dtype,
         device: torch.device,
+        latent_shape: tuple[int, ...] = (0,),
     ) -> None:
+        """Allocate everything; ``latent_shape`` is that of a chunk where the model reads the
+        newest one itself, beside its keys and values."""
         self.slots, self.places, self.tokens = slots, places, tokens
         shape = (layers, slots * places * tokens, groups, head_dim)
         self.keys_LRKD = torch.zeros(shape, dtype=dtype, device=device)
         self.values_LRKD = torch.zeros(shape, dtype=dtype, device=device)
+        self.newest = torch.zeros(slots, *latent_shape, device=device)
+        """latents of the last finished chunk of every slot, zeros before the first"""
+        self._finished = torch.zeros_like(self.newest)
         self.scratch = [0] * slots
         """ring place that the next chunk of each slot is written to"""
         self.filled = [0] * slots
@@ -90,8 +96,14 @@ class KVCache(KVMemory):
         values.index_copy_(0, self._rows, v_TKD)
         return keys, values
 
+    def finish(self, slots: Sequence[int], latents: Tensor) -> None:
+        """Note the chunks whose keys and values are in the scratch places of these slots."""
+        if self.newest.shape[1:].numel():
+            self._finished[list(slots)] = latents.to(self._finished.dtype)
+
     def advance(self, slots: Sequence[int]) -> None:
         """Turn the scratch of these slots into history."""
+        self.newest[list(slots)] = self._finished[list(slots)]
         for slot in slots:
             self.filled[slot] = min(self.filled[slot] + 1, self.places - 1)
             self.scratch[slot] = (self.scratch[slot] + 1) % self.places
@@ -103,6 +115,7 @@ class KVCache(KVMemory):
         """
         self.keys_LRKD[:, self._ring(slot)] = 0
         self.values_LRKD[:, self._ring(slot)] = 0
+        self.newest[slot] = 0
         self.filled[slot] = self.scratch[slot] = 0
 
     def _ring(self, slot: int) -> slice:
@@ -114,6 +127,7 @@ class KVCache(KVMemory):
         here, there = self._ring(slot), source._ring(source_slot)
         self.keys_LRKD[:, here] = source.keys_LRKD[:, there]
         self.values_LRKD[:, here] = source.values_LRKD[:, there]
+        self.newest[slot] = source.newest[source_slot]
         self.scratch[slot] = source.scratch[source_slot]
         self.filled[slot] = source.filled[source_slot]
 
@@ -122,6 +136,7 @@ class KVCache(KVMemory):
         return {
             "keys": self.keys_LRKD.clone(),
             "values": self.values_LRKD.clone(),
+            "newest": self.newest.clone(),
             "scratch": torch.tensor(self.scratch),
             "filled": torch.tensor(self.filled),
         }
@@ -132,13 +147,16 @@ class KVCache(KVMemory):
         Raises:
             CheckpointError: the state is of another geometry.
         """
-        for name, target in (("keys", self.keys_LRKD), ("values", self.values_LRKD)):
+        tensors = (
+            ("keys", self.keys_LRKD), ("values", self.values_LRKD), ("newest", self.newest),
+        )  # fmt: skip
+        for name, target in tensors:
             if state[name].shape != target.shape:
                 raise CheckpointError(
                     f"cache {name} {tuple(state[name].shape)} do not fit {tuple(target.shape)} "
-                    "(layers, slots * places * tokens, groups, head width)"
+                    "(layers, slots * places * tokens, groups, head width; newest: slots, chunk)"
                 )
-        self.keys_LRKD.copy_(state["keys"])
-        self.values_LRKD.copy_(state["values"])
+        for name, target in tensors:
+            target.copy_(state[name])
         self.scratch = [int(place) for place in state["scratch"]]
         self.filled = [int(count) for count in state["filled"]]

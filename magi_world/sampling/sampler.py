@@ -62,6 +62,7 @@ class ChunkSampler:
             head_dim=dit.config.kv_channels,
             dtype=dit.block_dtype,
             device=self.world.device,
+            latent_shape=config.latent_shape if dit.config.previous_chunk else (0,),
         )
 
     def denoise(self, noise: Tensor, prompts: Sequence[str | None], places: Places) -> Tensor:
@@ -73,11 +74,14 @@ class ChunkSampler:
         captions = self._captions(prompts)
         null = None if scale == 1.0 else self._captions([None] * len(prompts))
         rotary, attend = self._rotary(places), places.cache.open(places.slots)
+        previous = self._previous(places)
         x = noise
         for t, t_next in zip(self.grid, self.grid[1:], strict=False):
-            velocity = self._forward(x, t, captions, rotary, attend, places.cache).velocity
+            velocity = self._forward(
+                x, t, captions, rotary, attend, places.cache, previous
+            ).velocity
             if null is not None:
-                free = self._forward(x, t, null, rotary, attend, places.cache).velocity
+                free = self._forward(x, t, null, rotary, attend, places.cache, previous).velocity
                 velocity = free + scale * (velocity - free)
             x = x + velocity * (t_next - t)
         return x
@@ -87,7 +91,11 @@ class ChunkSampler:
         sampling = self.world.config.sampling
         captions = self._captions([None] * len(prompts) if sampling.clean_null_caption else prompts)
         rotary, attend = self._rotary(places), places.cache.open(places.slots)
-        output = self._forward(latents, sampling.clean_t, captions, rotary, attend, places.cache)
+        output = self._forward(
+            latents, sampling.clean_t, captions, rotary, attend, places.cache,
+            self._previous(places),
+        )  # fmt: skip
+        places.cache.finish(places.slots, latents)
         return self.world.judge(latents, output.hidden, prompts)
 
     def replay(self, latents: Tensor, prompts: Sequence[str | None], cache: KVCache) -> Chunk:
@@ -109,6 +117,7 @@ class ChunkSampler:
         rotary: tuple[Tensor, Tensor],
         attend: AttnSlices,
         cache: KVCache,
+        previous_GCPHW: Tensor | None,
     ) -> DiTOutput:
         inputs = ChunkInputs(
             x=x_GCPHW,
@@ -118,9 +127,16 @@ class ChunkSampler:
             caption=captions.kv,
             attend=attend,
             cross=captions.cross,
+            previous=previous_GCPHW,
         )
         output: DiTOutput = self.world.dit(inputs, cache)
         return output
+
+    def _previous(self, places: Places) -> Tensor | None:
+        """The newest chunk of every slot, for models that read it."""
+        if not self.world.dit.config.previous_chunk:
+            return None
+        return places.cache.newest[list(places.slots)]
 
     def _rotary(self, places: Places) -> tuple[Tensor, Tensor]:
         _, width, rows, columns = self.world.config.latent_shape

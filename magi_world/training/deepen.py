@@ -1,4 +1,6 @@
-"""Begin a deep model with the weights of a shallower one: the new layers pass their input through.
+"""Begin a model with the weights of a smaller one.
+
+New layers pass their input through, and a model that reads the chunk before overlooks it at first.
 
 Shape suffixes: none, only whole tensors are moved.
 """
@@ -42,3 +44,15 @@ def deepened(dit: VideoDiT, state: dict[str, Tensor], old_layers: int) -> dict[s
             name = f"{_LAYER}{places[int(place)]}.{rest}"
         result[name] = tensor
     return result
+
+
+def widened(dit: VideoDiT, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights for ``dit``, which reads the previous chunk, from ``state``, which does not.
+
+    The new input channels begin with weight 0; what decides how much of the chunk before stays is
+    left as ``dit`` has it.
+    """
+    weight = torch.zeros_like(dit.x_embedder.weight)
+    weight[:, : state["x_embedder.weight"].shape[1]] = state["x_embedder.weight"]
+    keep = {f"keep.{name}": tensor.clone() for name, tensor in dit.keep.state_dict().items()}
+    return {**state, "x_embedder.weight": weight, **keep}

@@ -53,6 +53,9 @@ def initialise(dit: VideoDiT) -> None:
             layer.self_attn_post_norm.weight.fill_(branch - 1)
             layer.mlp_post_norm.weight.fill_(branch - 1)
         dit.final_linear.linear.weight.zero_()
+        if dit.config.previous_chunk:
+            dit.keep.weight.zero_()
+            dit.keep.bias.zero_()
         dit.y_embedder.null_caption_embedding.normal_(std=0.5)
 
 

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from magi_world.checkpoints.world_format import Bank
 from magi_world.errors import CheckpointError, RecipeError
-from magi_world.training.deepen import deepened
+from magi_world.training.deepen import deepened, widened
 from magi_world.training.dit_stage import DiTStage, initialise
 from magi_world.training.loop import Trainer
 from magi_world.training.outcome_stage import OutcomeStage, generate_examples
@@ -127,6 +127,8 @@ def _begin_with(world: World, first: World, but: Sequence[str] = ()) -> None:
         state = known[part].state_dict()
         if part == "dit" and len(first.dit.layers) < len(world.dit.layers):
             state = deepened(world.dit, state, len(first.dit.layers))
+        if part == "dit" and world.dit.config.previous_chunk > first.dit.config.previous_chunk:
+            state = widened(world.dit, state)
         try:
             modules[part].load_state_dict(state)
         except RuntimeError as error:  # torch names every tensor that does not fit

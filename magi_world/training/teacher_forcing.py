@@ -108,6 +108,11 @@ def teacher_forced_inputs(
     x = torch.cat([clean[0], noisy[0]])
     copies = noisy[0].shape[0] // clean[0].shape[0]
     first = (torch.arange(L) * width).repeat((1 + copies) * S)
+    previous = None
+    if world.dit.config.previous_chunk:
+        before_SLCPHW = clean[0].unflatten(0, (S, L)).roll(1, dims=1)
+        before_SLCPHW[:, 0] = 0  # as in a rollout that has no history
+        previous = before_SLCPHW.flatten(0, 1).repeat(1 + copies, 1, 1, 1, 1)
     return ChunkInputs(
         x=x,
         t=torch.cat([clean[1], noisy[1]]),
@@ -116,6 +121,7 @@ def teacher_forced_inputs(
         caption=captions[0],
         attend=teacher_forcing_slices(S, L, kv_range or config.sampling.kv_range, n, copies),
         cross=caption_slices(choice_G.repeat(1 + copies).tolist(), captions[1], n),
+        previous=previous,
     )
 
 

@@ -13,6 +13,7 @@ from magi_world.kernels.attention import AttnSlices
 from magi_world.models.dit import ChunkInputs, DiTOutput, VideoDiT
 from magi_world.models.forward import LinearMemory
 from magi_world.models.layers import KVMemory
+from tests.tiny_world import make_tiny_world
 
 CONFIG = DiTConfig(
     num_layers=2, hidden_size=32, ffn_hidden_size=24, num_attention_heads=4, num_query_groups=2,
@@ -169,3 +170,42 @@ def test_every_parameter_learns() -> None:
     # the clip's captions are given here, so the null caption's rows but the last two stay out
     without = [name for name, p in dit.named_parameters() if p.grad is None]
     assert without == []
+
+
+def test_the_previous_chunk_belongs_to_models_that_read_it() -> None:
+    reading = make_tiny_world().dit
+    deaf = make_tiny_world(previous_chunk=False).dit
+    x = draw(1, 16, 1, 8, 8)
+    tokens = draw(3, reading.config.caption_channels)
+    for dit, previous in ((reading, None), (deaf, x)):
+        inputs = ChunkInputs(
+            x=x, t=torch.tensor([0.0]), dropped=torch.tensor([False]),
+            rotary=dit.rotary(torch.tensor([0]), (1, 8, 8)), caption=dit.caption_kv(tokens),
+            attend=AttnSlices.from_list([(0, 16, 0, 16, 0)]),
+            cross=AttnSlices.from_list([(0, 16, 0, 3, 0)]), previous=previous,
+        )  # fmt: skip
+        with pytest.raises(ConfigError, match="previous_chunk"):
+            dit(inputs)
+
+
+def test_a_kept_place_is_the_previous_chunks_own() -> None:
+    """With every place kept and nothing added, the predicted chunk is the one before."""
+    dit = make_tiny_world().dit
+    with torch.no_grad():
+        dit.final_linear.linear.weight.zero_()
+        dit.keep.weight.zero_()
+        dit.keep.bias.fill_(60.0)
+    x, previous = draw(2, 16, 1, 8, 8), draw(2, 16, 1, 8, 8, seed=9)
+    tokens = draw(3, dit.config.caption_channels)
+    t = torch.tensor([0.0, 0.5])
+    inputs = ChunkInputs(
+        x=x, t=t, dropped=torch.tensor([False, False]),
+        rotary=dit.rotary(torch.tensor([0, 1]), (1, 8, 8)), caption=dit.caption_kv(tokens),
+        attend=AttnSlices.from_list([(0, 32, 0, 32, 0)]),
+        cross=AttnSlices.from_list([(0, 32, 0, 3, 0)]), previous=previous,
+    )  # fmt: skip
+    with torch.no_grad():
+        velocity = dit(inputs).velocity
+    # going on at this velocity until t = 1 arrives at the predicted chunk
+    arrived = x + velocity * (1 - t).view(-1, 1, 1, 1, 1)
+    assert torch.allclose(arrived, previous, atol=1e-5)

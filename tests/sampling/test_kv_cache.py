@@ -143,3 +143,26 @@ def test_a_cleared_slot_keeps_nothing_that_could_spread() -> None:
     # 0 * NaN is NaN, so a masked NaN would still reach the output
     ring = cache.keys_LRKD[:, 3 * TOKENS :]
     assert (ring == 0).all() and cache.keys_LRKD[:, : 3 * TOKENS].isnan().all()
+
+
+def test_the_newest_chunk_is_that_of_the_last_advance() -> None:
+    cache = KVCache(
+        slots=2, places=3, tokens=TOKENS, layers=LAYERS, groups=GROUPS, head_dim=WIDTH,
+        dtype=torch.float32, device=torch.device("cpu"), latent_shape=(2, 1),
+    )  # fmt: skip
+    first, second = torch.ones(2, 2, 1), torch.full((1, 2, 1), 5.0)
+    cache.finish([0, 1], first)
+    assert cache.newest.eq(0).all()  # not before the chunk counts
+    cache.advance([0, 1])
+    cache.finish([1], second)
+    cache.advance([1])
+    assert cache.newest[0].eq(1).all() and cache.newest[1].eq(5).all()
+    copy = KVCache(
+        slots=2, places=3, tokens=TOKENS, layers=LAYERS, groups=GROUPS, head_dim=WIDTH,
+        dtype=torch.float32, device=torch.device("cpu"), latent_shape=(2, 1),
+    )  # fmt: skip
+    copy.load_state_dict(cache.state_dict())
+    copy.copy_slot(0, cache, 1)
+    assert copy.newest.eq(5).all()
+    copy.clear(0)
+    assert copy.newest[0].eq(0).all() and copy.newest[1].eq(5).all()

@@ -8,9 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from magi_world.models.dit import VideoDiT
-from magi_world.training.deepen import deepened, layer_places
+from magi_world.training.deepen import deepened, layer_places, widened
 from magi_world.training.teacher_forcing import teacher_forced_inputs
 from magi_world.world import World
+from tests.tiny_world import make_tiny_world
 
 
 @given(st.integers(1, 12), st.integers(0, 12))
@@ -54,3 +55,26 @@ def test_the_deep_model_begins_as_the_shallow_one(tiny_world: World) -> None:
     velocity(deep).square().mean().backward()
     new = deep.layers[1].mlp_post_norm.weight
     assert new.grad is not None and new.grad.abs().max() > 0  # it learns from the first step on
+
+
+def test_a_model_that_reads_the_previous_chunk_begins_as_one_that_does_not() -> None:
+    narrow = make_tiny_world(previous_chunk=False)
+    wide = make_tiny_world(seed=1)
+    wide.dit.load_state_dict(widened(wide.dit, narrow.dit.state_dict()))
+    with torch.no_grad():
+        wide.dit.keep.bias.fill_(-60.0)  # nothing of the previous chunk is kept
+        wide.dit.keep.weight.zero_()
+    x = torch.randn(4, *wide.config.latent_shape)
+    noisy = torch.randn(4, *wide.config.latent_shape)
+    t = torch.full((4,), 0.3)
+    tokens = torch.randn(3, wide.config.dit.caption_channels)
+    velocities = []
+    for world in (narrow, wide):
+        inputs = teacher_forced_inputs(
+            world, (2, 2), clean=(x, t), noisy=(noisy, t),
+            captions=(world.dit.caption_kv(tokens), [3]),
+            choice_G=torch.zeros(4, dtype=torch.int64), dropped_G=torch.zeros(4, dtype=torch.bool),
+        )  # fmt: skip
+        with torch.no_grad():
+            velocities.append(world.dit(inputs).velocity)
+    assert torch.allclose(velocities[0], velocities[1], atol=1e-5)

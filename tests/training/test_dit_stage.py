@@ -14,6 +14,7 @@ from magi_world.training.critic import WINDOW
 from magi_world.training.dit_stage import DiTStage
 from magi_world.training.recipe import Recipe
 from magi_world.training.store import open_store
+from magi_world.training.teacher_forcing import teacher_forced_inputs
 from magi_world.world import World, load
 from tests.training.toy import (
     train,
@@ -153,7 +154,7 @@ def test_every_batch_draws_its_kv_range(
     seen: dict[int, set[int | None]] = {0: set(), 4: set()}
     for most, ranges in seen.items():
         stage = DiTStage(world, store, replace(recipe.dit, most_kv_range=most))
-        inputs = dit_stage.teacher_forced_inputs
+        inputs = teacher_forced_inputs
 
         def spy(*args: Any, inputs: Any = inputs, ranges: Any = ranges, **given: Any) -> Any:
             ranges.add(given["kv_range"])

@@ -20,7 +20,7 @@ from magi_world.training.teacher_forcing import (
 )
 from magi_world.world import World
 from tests.sampling.variants import variant
-from tests.tiny_world import PROMPTS
+from tests.tiny_world import PROMPTS, make_tiny_world
 
 S, L = 2, 7  # sequences, and more chunks in each than the KV range of 4
 SHAPE = (16, 1, 8, 8)
@@ -90,10 +90,13 @@ def forced(world: World, clean: Tensor, noisy: Tensor, t: float = 0.0) -> DiTOut
     return world.dit(inputs)  # type: ignore[no-any-return]
 
 
-@pytest.mark.parametrize("chunk_width", [1, 2])
-def test_a_forced_chunk_is_a_cached_chunk(tiny_world: World, chunk_width: int) -> None:
+@pytest.mark.parametrize(
+    ("chunk_width", "dit"),
+    [(1, {}), (2, {}), (1, {"previous_chunk": False, "predicts": "velocity"})],
+)
+def test_a_forced_chunk_is_a_cached_chunk(chunk_width: int, dit: dict[str, Any]) -> None:
     """Velocity of every noisy copy, and outcome of every clean one, against a rollout."""
-    world = variant(tiny_world, num_steps=1, chunk_width=chunk_width)
+    world = variant(make_tiny_world(**dit), num_steps=1, chunk_width=chunk_width)
     shape = world.config.latent_shape
     clean, noise = torch.randn(2, S * L, *shape, generator=torch.Generator().manual_seed(0))
     output = forced(world, clean, noise)
