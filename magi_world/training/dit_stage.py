@@ -26,7 +26,6 @@ from torch.nn import functional as F
 from magi_world.errors import DatasetError
 from magi_world.models.dit import CaptionKV, VideoDiT
 from magi_world.sampling.schedule import warp
-from magi_world.training.critic import Critic, critic_loss, generator_loss, judged_places
 from magi_world.training.energy_score import energy_score
 from magi_world.training.recipe import DiTSettings
 from magi_world.training.store import Store
@@ -91,18 +90,13 @@ class _Batch:
     """Sequences of chunks, chunk by chunk, and what is told and seen beside them."""
 
     x_GCPHW: Tensor
-    before_GCPHW: Tensor
-    """what the model is shown of them as history, without noise"""
     history_GCPHW: Tensor
-    """the same with a little noise"""
+    """what the model is shown of them as history, with a little noise"""
     t_history_G: Tensor
-    own: bool
-    """some of `before` is the model's own"""
     shape: tuple[int, int]
     """S and L"""
     condition: dict[str, Any]
     """captions, choice, drops and KV range, see :func:`teacher_forced_inputs`"""
-    action_G: Tensor
     learnt_G: Tensor
     """1 or 0: chunks to learn from"""
 
@@ -116,13 +110,7 @@ class DiTStage:
         assert world.text is not None
         self.world = world
         self.settings = settings
-        self.critic: Critic | None = None
-        parts = {"dit": world.dit, "text": world.text}
-        if settings.critic_weight:
-            channels, frames, *_ = world.config.latent_shape
-            self.critic = Critic(channels * frames, len(world.card["prompts"]))
-            parts["critic"] = self.critic
-        self.module = nn.ModuleDict(parts)
+        self.module = nn.ModuleDict({"dit": world.dit, "text": world.text})
         latents = store.latents()
         known = np.flatnonzero(~store.held_out)[::16]
         self.mean_CPHW = torch.from_numpy(latents[known].mean(0, dtype=np.float32))
@@ -134,14 +122,11 @@ class DiTStage:
     def loss(self, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean error of the objective on one random batch."""
         batch = self._batch(self.sequences, self.settings.batch_size, generator)
-        if self.settings.objective == "energy":
-            error_G, extra, scalars = self._energy(batch, generator)
-        else:
-            error_G, extra, scalars = self._flow(batch, generator), torch.zeros(()), {}
-        error = (error_G * batch.learnt_G).sum() / batch.learnt_G.sum()
+        objective = self._energy if self.settings.objective == "energy" else self._flow
+        error_G = objective(batch, generator)
+        loss = (error_G * batch.learnt_G).sum() / batch.learnt_G.sum()
         error_SL = (error_G.detach() * batch.learnt_G).unflatten(0, batch.shape)
-        scalars |= {"first_chunk": error_SL[:, 0].mean(), "last_chunk": error_SL[:, -1].mean()}
-        return error + extra, scalars
+        return loss, {"first_chunk": error_SL[:, 0].mean(), "last_chunk": error_SL[:, -1].mean()}
 
     def _batch(self, sequences: Sequences, count: int, generator: torch.Generator) -> "_Batch":
         rows_SL = sequences.draw(count, generator)
@@ -154,17 +139,14 @@ class DiTStage:
             "kv_range": self._kv_range(generator),
         }  # fmt: skip
         t_history = self._history_times(len(x), generator)
-        before, own = self._history(x, shape, condition, generator)
+        before = self._history(x, shape, condition, generator)
         noise = torch.randn(x.shape, generator=generator)
         return _Batch(
             x_GCPHW=x,
-            before_GCPHW=before,
             history_GCPHW=add_noise(before, noise, t_history),
             t_history_G=t_history,
-            own=own,
             shape=shape,
             condition=condition,
-            action_G=sequences.action[rows],
             learnt_G=(~sequences.terminal[rows]).float(),
         )
 
@@ -183,53 +165,15 @@ class DiTStage:
         error_G: Tensor = error_RG.view(copies, -1).mean(0)
         return error_G
 
-    def _energy(
-        self, batch: "_Batch", generator: torch.Generator
-    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Energy score of the copies as samples of the world's own sampler, `[G]`; what the critic
-        adds to the loss, and its scalars."""
+    def _energy(self, batch: "_Batch", generator: torch.Generator) -> Tensor:
+        """Energy score of the copies as samples of the world's own sampler, `[G]`."""
         noise_RG = self._noise(batch.x_GCPHW, generator)
         samples_RG = generate_one_step_ahead(
             self.world, batch.shape, batch.history_GCPHW, noise_RG, batch.t_history_G,
             **batch.condition,
         ).unflatten(0, (self.settings.copies, -1))  # fmt: skip
         weight_Ghw = self._unusual(batch.history_GCPHW, batch.shape)
-        if self.critic is None:
-            score = energy_score(samples_RG, batch.x_GCPHW, weight_Ghw=weight_Ghw)
-            return score, torch.zeros(()), {}
-
-        leaf = samples_RG.detach().requires_grad_()
-        score_G = energy_score(leaf, batch.x_GCPHW, weight_Ghw=weight_Ghw)
-        score = (score_G * batch.learnt_G).sum() / batch.learnt_G.sum()
-        (slope,) = torch.autograd.grad(score, leaf)
-        with torch.autocast("cpu", enabled=False):
-            critic, right, against = self._criticise(batch, leaf, weight_Ghw, generator)
-        (critic_slope,) = torch.autograd.grad(against, leaf)
-        share = self.settings.critic_weight * slope.norm() / critic_slope.norm().clamp_min(1e-12)
-        if batch.own:
-            slope = slope * self.settings.own_energy
-        # its value is nought, its slope that of the two judgements together
-        pull = (samples_RG * (slope + share * critic_slope)).sum()
-        return score_G.detach(), critic + pull - pull.detach(), {
-            "critic": critic.detach(), "critic_right": right, "against": against.detach(),
-        }  # fmt: skip
-
-    def _criticise(
-        self, batch: "_Batch", samples_RG: Tensor, weight_Ghw: Tensor, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """The critic's loss, the share of pairs it gets right, and the model's loss against it."""
-        critic, action_G, shape = self.critic, batch.action_G, batch.shape
-        assert critic is not None
-        real = critic.windows(batch.x_GCPHW, batch.x_GCPHW, action_G, shape)
-        generated = torch.stack(
-            [critic.windows(batch.before_GCPHW, sample, action_G, shape) for sample in samples_RG]
-        )
-        if batch.own:  # where a fireball was lost, only the real chunks still show the place
-            weight_Ghw = weight_Ghw.maximum(self._unusual(batch.x_GCPHW, shape))
-        judged = batch.learnt_G * ~batch.condition["dropped_G"]
-        weight = judged_places(weight_Ghw * judged[:, None, None], shape)
-        loss, right = critic_loss(critic, real, generated, weight, generator)
-        return loss, right, generator_loss(critic, real, generated, weight)
+        return energy_score(samples_RG, batch.x_GCPHW, weight_Ghw=weight_Ghw)
 
     def _unusual(self, history_GCPHW: Tensor, shape: tuple[int, int]) -> Tensor:
         """Weights of the places of each chunk, mean 1, `[G, h, w]`.
@@ -257,7 +201,7 @@ class DiTStage:
         shape: tuple[int, int],
         condition: dict[str, Any],
         generator: torch.Generator,
-    ) -> tuple[Tensor, bool]:
+    ) -> Tensor:
         """What the noisy copies see of the sequences: the chunks, or the model's own of some.
 
         In a batch that is chosen for it, a share of each sequence's chunks, drawn anew, is
@@ -266,7 +210,7 @@ class DiTStage:
         """
         S, L = shape
         if torch.rand((), generator=generator) >= self.settings.own_history:
-            return x_GCPHW, False
+            return x_GCPHW
         depth = int(torch.randint(self.settings.own_depth, (), generator=generator)) + 1
         history = x_GCPHW
         for _ in range(depth):
@@ -277,7 +221,7 @@ class DiTStage:
             noise = torch.randn(x_GCPHW.shape, generator=generator)
             generated = generate_one_step_ahead(self.world, shape, history, noise, **condition)
             history = torch.where(own_SL.view(-1, 1, 1, 1, 1), generated, x_GCPHW)
-        return history, True
+        return history
 
     def _kv_range(self, generator: torch.Generator) -> int | None:
         """The KV range of a batch; None is the world's own."""

@@ -10,7 +10,6 @@ from typing import Any
 from magi_world.checkpoints.world_format import check_card
 from magi_world.config import WorldConfig
 from magi_world.errors import CheckpointError, ConfigError, RecipeError
-from magi_world.training.critic import WINDOW
 from magi_world.training.loop import StageSettings
 from magi_world.training.precision import PRECISIONS
 from magi_world.training.reading import Reading
@@ -43,11 +42,6 @@ class DiTSettings(StageSettings):
     """share of the batches whose history is in part the model's own"""
     own_depth: int = 1
     """most chunks, one after the other, that the model has generated in such a history"""
-    own_energy: float = 1.0
-    """weight of the energy score where the history is in part the model's own: what really came
-    is then no longer what follows from it. Only beside a critic"""
-    critic_weight: float = 0.0
-    """slope of the adversarial critic, as a share of the energy score's; 0 is no critic"""
     most_kv_range: int = 0
     """0: all batches have the world's own KV range. Else every batch draws one of 1, 2, 4, … up to
     this, so that one model can be measured at all of them; a sequence must be as long"""
@@ -173,7 +167,7 @@ _LOWEST = {
     "paraphrases": 1, "chunks": 1, "copies": 1, "own_depth": 1,
 }  # fmt: skip
 _POSITIVE = ("learning_rate", "grad_clip")
-_SHARES = ("cooldown", "caption_dropout", "history_noise", "own_history", "own_energy", "ema_decay")
+_SHARES = ("cooldown", "caption_dropout", "history_noise", "own_history", "ema_decay")
 
 
 def _settings(cls: type[StageSettings], values: dict[str, Any], source: str) -> Any:
@@ -203,11 +197,6 @@ def _settings(cls: type[StageSettings], values: dict[str, Any], source: str) -> 
             raise RecipeError(f"{source}: {name} {value} is a share, at most 1 (ema_decay below)")
     if values.get("most_kv_range", 0) > values.get("sequence", math.inf):
         raise RecipeError(f"{source}: most_kv_range is above sequence: no chunk would see so many")
-    if values.get("critic_weight"):
-        if values.get("objective", "flow") != "energy":
-            raise RecipeError(f"{source}: critic_weight needs the energy objective")
-        if values.get("sequence", WINDOW) < WINDOW:
-            raise RecipeError(f"{source}: critic_weight needs sequence = {WINDOW} or more")
     try:
         return cls(**values)
     except TypeError as error:  # a value without a default is missing
