@@ -84,8 +84,8 @@ class DiTConfig(_Section):
     half_channel_vae: bool = False
     """latents have 16 channels but the model 32: the input is doubled along channels"""
     previous_chunk: bool = False
-    """the model reads the chunk before beside the noisy one, as more input channels, and says how
-    much of it stays at every place; not in MAGI-1, whose chunks are a second long"""
+    """the model reads the chunk before beside the noisy one, as more input channels, and says at
+    every place how much of it stays; not in MAGI-1, whose chunks are a second long"""
     predicts: str = "velocity"
     """what the last layer gives: the velocity, as MAGI-1's does, or the "clean" chunk, from which
     the velocity follows. A one-step sampler of velocities must undo the noise exactly"""
@@ -119,10 +119,11 @@ class DiTConfig(_Section):
             self.predicts in _PREDICTIONS,
             f"predicts {self.predicts!r} is not one of {_PREDICTIONS}",
         )
-        _require(
-            not (self.previous_chunk and self.half_channel_vae),
-            "previous_chunk and half_channel_vae do not go together",
-        )
+        if self.previous_chunk:
+            _require(
+                not self.half_channel_vae, "previous_chunk and half_channel_vae do not go together"
+            )
+            _require(self.predicts == "clean", "previous_chunk needs predicts = 'clean'")
 
     @property
     def condition_size(self) -> int:

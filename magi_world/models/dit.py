@@ -206,7 +206,7 @@ class VideoDiT(nn.Module):
         normed = final(hidden.to(final.weight.dtype))
         velocity = self._unpatch(self.final_linear(normed), size)
         if inputs.previous is not None:
-            velocity = velocity + self._kept(normed, size) * inputs.previous
+            velocity = velocity + self._kept(normed, size) * (inputs.previous - velocity)
         if self.config.predicts == "clean":
             left = (1 - inputs.t).clamp_min(_LEAST_TIME_LEFT).view(-1, 1, 1, 1, 1)
             velocity = (velocity - inputs.x) / left

@@ -303,7 +303,7 @@ def test_dream_of_a_world_is_the_same_for_every_number_of_episodes(tiny_world: W
         five = play_dream(tiny_world, agent, episodes=5, first_seed=7, batch=3)
         four = play_dream(tiny_world, agent, episodes=4, first_seed=7, batch=3)
         assert five[:4].tolist() == four.tolist()
-        assert (five > 0).all()
+        assert (five >= 0).all() and five.any()
         assert (five <= 4 * tiny_world.card["horizon"]).all()
 
 
