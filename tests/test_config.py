@@ -47,7 +47,7 @@ TEXT = {"d_model": 16, "d_ff": 16, "d_kv": 8, "num_heads": 2, "num_layers": 1}
         (DiTConfig, {**DIT, "cond_gating_ratio": 0.5}, "condition ratios"),
         (DiTConfig, {**DIT, "predicts": "noise"}, "predicts 'noise' is not one of"),
         (DiTConfig, {**DIT, "previous_chunk": True, "predicts": "velocity"}, "needs predicts"),
-        (DiTConfig, {**DIT, "previous_chunk": True, "half_channel_vae": True}, "does not go with"),
+        (DiTConfig, {**DIT, "previous_chunk": True, "half_channel_vae": True, "predicts": "clean"}, "do not go together"),
         (DiTConfig, {**DIT, "hiden_size": 32}, r"DiTConfig: unknown keys \['hiden_size'\]"),
         (DiTConfig, {"num_layers": 2}, "DiTConfig: .*missing"),
         (DiTConfig, {**DIT, "num_attention_heads": "two"}, "num_attention_heads 'two'"),
