@@ -37,8 +37,9 @@ _FLOAT32_PARTS = (
 )  # fmt: skip
 
 
-# a model that predicts clean chunks is asked for a velocity at t < 1; clean passes do not use it
-_LEAST_TIME_LEFT = 0.001
+# the velocity towards a predicted clean chunk grows without bound as t nears 1; where the last step
+# of a grid begins, more than this is left, and clean passes do not use their velocity
+_LEAST_TIME_LEFT = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
