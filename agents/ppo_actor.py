@@ -107,6 +107,8 @@ class DreamSlots:
             starts=args.starts,
         )
         self.bank = world.bank
+        if args.starts == "any":
+            self.rollout.prepare_clips()
 
     def begin(self, slots: Sequence[int]) -> Tensor:
         """Reset slots; a clip of the bank brings its history, so that motion is seen at once."""

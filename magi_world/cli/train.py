@@ -220,6 +220,16 @@ def train_agent(
             "world's own where one ships."
         ),
     ] = None,
+    starts_from: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of a train-world run: dreams begin in clips of its data, not only in the "
+            "world's own."
+        ),
+    ] = None,
+    clips: Annotated[
+        int, typer.Option(min=1, help="Clips for --starts-from; some 0.5 MB of memory each.")
+    ] = 4000,
     game: RealGame = None,
     device: Device = None,
     dtype: DType = None,
@@ -261,6 +271,12 @@ def train_agent(
             settings = recipe_settings(named, section) | settings
         if real:
             settings = REAL_SETTINGS | settings
+    if starts_from is not None:
+        from magi_world.training.run import with_more_clips
+
+        if real:
+            raise typer.BadParameter("is not known to --real", param_hint="'--starts-from'")
+        loaded = with_more_clips(loaded, starts_from, clips)
     if kind is Kind.PPO:
         make_game = real_game(loaded, game) if real else None
         ppo.train(loaded, ppo.Args(**settings), out, make_game=make_game, resume=resume)

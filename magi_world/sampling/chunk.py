@@ -36,6 +36,20 @@ class Chunk:
             self._decoded.append(self.decode(self.latents))
         return self._decoded[0]
 
+    def row(self, slot: int) -> "Chunk":
+        """The row of one slot, with tensors of its own."""
+        rows = slice(slot, slot + 1)
+        return replace(
+            self,
+            latents=self.latents[rows].clone(),
+            reward=self.reward[rows].clone(),
+            termination_probability=self.termination_probability[rows].clone(),
+            terminated=self.terminated[rows].clone(),
+            signals={name: signal[rows].clone() for name, signal in self.signals.items()},
+            prompts=self.prompts[rows],
+            _decoded=[],
+        )
+
     def clone(self) -> "Chunk":
         """A chunk with tensors of its own."""
         return replace(

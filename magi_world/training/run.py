@@ -1,5 +1,6 @@
 """Train a world from recipe and data: VAE, then DiT and text encoder, then outcome heads."""
 
+import copy
 import json
 import os
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ import torch
 from rich.console import Console
 
 from magi_world.checkpoints.world_format import Bank
-from magi_world.errors import CheckpointError, RecipeError
+from magi_world.errors import CheckpointError, DatasetError, RecipeError
 from magi_world.training.deepen import deepened, widened
 from magi_world.training.dit_stage import DiTStage, initialise
 from magi_world.training.loop import Trainer
@@ -21,7 +22,7 @@ from magi_world.training.outcome_stage import OutcomeStage, generate_examples
 from magi_world.training.prepare import prepare, tics_by_source
 from magi_world.training.reading import Reading
 from magi_world.training.recipe import Recipe
-from magi_world.training.store import Store
+from magi_world.training.store import Store, open_store
 from magi_world.training.vae_stage import VAEStage
 from magi_world.world import World, load
 
@@ -223,7 +224,7 @@ def _with_scale(world: World, scale: float) -> World:
     return scaled
 
 
-def make_bank(world: World, store: Store) -> Bank:
+def make_bank(world: World, store: Store, clips: int = _CLIPS) -> Bank:
     """The distinct real openings, and longer clips from all ages of training episodes."""
     generator = np.random.default_rng(0)
     latents = store.latents()
@@ -240,10 +241,27 @@ def make_bank(world: World, store: Store) -> Bank:
     candidates = np.concatenate(
         [np.arange(first, max(first, end - length + 1)) for first, end in episodes]
     )
-    picks = generator.choice(candidates, size=min(_CLIPS, len(candidates)), replace=False)
+    picks = generator.choice(candidates, size=min(clips, len(candidates)), replace=False)
     rows += [(int(row), int(row) + length) for row in np.sort(picks)]
     return Bank(
         tuple(torch.from_numpy(latents[a:b].astype(np.float32)) for a, b in rows),
         tuple(tuple(prompts[i] for i in store.action[a:b]) for a, b in rows),
         num_openings=len(openings),
     )
+
+
+def with_more_clips(world: World, run: Path, clips: int) -> World:
+    """The same world with a bank of many clips, drawn from the data of a run that trained on it.
+
+    Agents that dream a few chunks from each start see more of the game so. The world shares its
+    weights with the one given.
+
+    Raises:
+        DatasetError: ``run`` is no folder of a training with encoded data.
+    """
+    store_folder = run / "store"
+    if not (store_folder / "latents.npy").exists():
+        raise DatasetError(f"{run} is no folder of train-world: {store_folder}/latents.npy misses")
+    other = copy.copy(world)
+    other.bank = make_bank(world, open_store(store_folder), clips)
+    return other

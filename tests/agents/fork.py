@@ -41,6 +41,9 @@ class Fork:
             latents[row, 0, 0, :, half] = 2.0
         return latents
 
+    def prepare_clips(self) -> None:
+        """Nothing is replayed here."""
+
     def reset(
         self,
         slots: Sequence[int] | None = None,

@@ -15,6 +15,7 @@ from magi_world.errors import CheckpointError, DatasetError, RecipeError
 from magi_world.training import run
 from magi_world.training.dit_stage import DiTStage
 from magi_world.training.recipe import Recipe
+from magi_world.training.run import with_more_clips
 from magi_world.training.store import open_store
 from magi_world.world import load
 from tests.training.toy import (
@@ -293,3 +294,13 @@ def test_stages_of_one_process_do_not_disturb_each_other(
 
 def test_modules_of_run_name_all_stages() -> None:
     assert run.STAGES == ("vae", "dit", "outcome")
+
+
+def test_more_clips_come_from_the_data_of_a_run(trained: Path) -> None:
+    world = load(trained / "world")
+    many = with_more_clips(world, trained, clips=10_000)
+    assert len(many.bank) > 0 and many.dit is world.dit
+    few = with_more_clips(world, trained, clips=2)
+    assert len(few.bank) == few.bank.num_openings + 2
+    with pytest.raises(DatasetError, match="no folder of train-world"):
+        with_more_clips(world, trained / "world", clips=2)
