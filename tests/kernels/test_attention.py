@@ -12,8 +12,8 @@ from torch import Tensor
 
 from magi_world.kernels.attention import AttnSlices, SliceError, attention
 from magi_world.kernels.attention.dispatch import Backend
+from magi_world.kernels.attention.geometry import Slice
 from magi_world.kernels.attention.reference import dense_mask
-from magi_world.kernels.attention.slices import Slice
 
 
 def inputs(
