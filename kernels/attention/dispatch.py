@@ -5,11 +5,13 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from magi_world.kernels.attention.cpu import attention_cpu
+from magi_world.kernels.attention.errors import BackendError
 from magi_world.kernels.attention.reference import attention_reference
 from magi_world.kernels.attention.sdpa import attention_sdpa
 from magi_world.kernels.attention.slices import AttnSlices
 
-Backend = Literal["auto", "reference", "sdpa"]
+Backend = Literal["auto", "reference", "cpu", "sdpa"]
 
 
 def attention(
@@ -79,15 +81,11 @@ def attention(
         raise ValueError(
             f"sink {tuple(sink.shape)}: expected [S, H] or [H] with {q.shape[1]} query heads"
         )
-    needs_reference = bool(softcap) or sink is not None
-    if backend == "sdpa" and needs_reference:
-        raise ValueError("backend 'sdpa' takes neither softcap nor sink; use 'reference' or 'auto'")
     scale = q.shape[2] ** -0.5 if scale is None else scale
-    if backend == "reference" or needs_reference:
+    if backend == "reference":
         return attention_reference(q, k, v, slices, scale=scale, softcap=softcap, sink=sink)
-    if q.dtype in (torch.float16, torch.bfloat16) and q.device.type == "cpu":
-        # torch's CPU kernel rounds the probabilities to half precision; scores, softmax and the
-        # product with v in float32 and one rounding at the end is what GPU kernels do
-        out, lse = attention_sdpa(q.float(), k.float(), v.float(), slices, scale=scale)
-        return out.to(q.dtype), lse
-    return attention_sdpa(q, k, v, slices, scale=scale)
+    if backend == "cpu" or softcap and backend == "auto":
+        return attention_cpu(q, k, v, slices, scale=scale, softcap=softcap, sink=sink)
+    if softcap:
+        raise BackendError("backend 'sdpa' takes no softcap; use 'cpu', 'reference' or 'auto'")
+    return attention_sdpa(q, k, v, slices, scale=scale, sink=sink)

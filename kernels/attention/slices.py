@@ -46,7 +46,7 @@ class AttnSlices:
 
     rows: tuple[Slice, ...]
     key_block: int | None = None
-    plans: dict[str, Any] = field(default_factory=dict, repr=False)
+    plans: dict[Any, Any] = field(default_factory=dict, repr=False)
     """what backends derived from the mask, kept because masks are reused call after call"""
 
     @classmethod
