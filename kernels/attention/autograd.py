@@ -104,7 +104,7 @@ def run(
         or v_TGD.requires_grad
         or (sink is not None and sink.requires_grad)
     ):
-        result: tuple[Tensor, Tensor] = _Attention.apply(
+        result: tuple[Tensor, Tensor] = _Attention.apply(  # type: ignore[no-untyped-call]
             q_THD, k_TGD, v_TGD, sink, kernel, settings
         )
         return result

@@ -51,8 +51,13 @@ def refusal(backend: str, call: Call, slices: AttnSlices) -> Refusal | None:
         return None if on_cpu else Refusal(f"runs on a CPU, not on {call.device.type}")
     if backend == "sdpa":
         return Refusal("takes no softcap") if call.softcap else None
-    modules = {"flex": flex, "triton": triton_ops, "flash4": flash4, "flash2": flash2}
-    return modules[backend].refuses(call, slices)
+    refuses = {
+        "flex": flex.refuses,
+        "triton": triton_ops.refuses,
+        "flash4": flash4.refuses,
+        "flash2": flash2.refuses,
+    }
+    return refuses[backend](call, slices)
 
 
 def choose(backend: str, call: Call, slices: AttnSlices | DeviceSlices) -> str:

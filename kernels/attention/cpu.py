@@ -133,12 +133,13 @@ def _plan(slices: AttnSlices) -> tuple[_Block, ...]:
 def _rows(x_THD: Tensor, block: _Block, groups: int) -> Tensor:
     """Rows of a block as `[G, M, D]`: the query heads of a key head one after the other."""
     rows = x_THD[block.start : block.end].unflatten(1, (groups, -1))  # [rows, G, H / G, D]
-    return rows.permute(1, 2, 0, 3).flatten(1, 2)
+    grouped: Tensor = rows.permute(1, 2, 0, 3).flatten(1, 2)
+    return grouped
 
 
 def _unrows(x_GMD: Tensor, block: _Block) -> Tensor:
     """Back to `[rows, H, D]`."""
-    heads = x_GMD.unflatten(1, (-1, block.end - block.start)).flatten(0, 1)
+    heads: Tensor = x_GMD.unflatten(1, (-1, block.end - block.start)).flatten(0, 1)
     return heads.transpose(0, 1)
 
 

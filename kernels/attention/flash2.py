@@ -120,4 +120,5 @@ def attention_flash2(
         return_attn_probs=True,
     )  # fmt: skip
     lse = lse.masked_fill(lse == math.inf, -math.inf)  # its mark for rows without keys
-    return out, _NoGradient.apply(lse.T)
+    guarded: Tensor = _NoGradient.apply(lse.T)  # type: ignore[no-untyped-call]
+    return out, guarded

@@ -74,7 +74,7 @@ def _block_mask(slices: AttnSlices, shape: tuple[int, int], device: torch.device
     return known
 
 
-def _call(function: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+def _call(function: Any, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
     """Output and log-sum-exp, by either way of asking for it."""
     try:
         from torch.nn.attention.flex_attention import AuxRequest
@@ -114,11 +114,12 @@ def attention_flex(
                 return softcap * torch.tanh(score / softcap)
 
         q, k, v = (x.transpose(0, 1)[None] for x in (q_THD, k_TGD, v_TGD))
+        function: Any = flex_attention if q.device.type == "cpu" else _compiled()
         with warnings.catch_warnings():
             # eager on a CPU is meant as a second opinion for tests: slow is fine
             warnings.filterwarnings("ignore", message="flex_attention called without torch.compile")
             out, lse = _call(
-                flex_attention if q.device.type == "cpu" else _compiled(),
+                function,
                 q, k, v,
                 score_mod=score_mod,
                 block_mask=_block_mask(slices, (T, k_TGD.shape[0]), q.device),

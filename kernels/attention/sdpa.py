@@ -7,136 +7,16 @@ brings the log-sum-exp, its gradient and sinks. Elsewhere the log-sum-exp is com
 """
 
 import math
-from dataclasses import dataclass, field
-from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
 from magi_world.kernels.attention.autograd import Kernel, Settings, add_sink, run
-from magi_world.kernels.attention.geometry import bounds
-from magi_world.kernels.attention.slices import AttnSlices, Segment
+from magi_world.kernels.attention.sdpa_plan import Plan, plan_of
+from magi_world.kernels.attention.slices import AttnSlices
 
 # Shape suffixes: B segments in a group, T tokens, H query heads, G key heads, D channels.
-
-ROWS = 256
-"""most rows of a segment whose rows see different keys"""
-KEPT = 1 << 20
-"""cells up to which the mask of a group is kept; larger ones are made in every call"""
-
-
-@dataclass(frozen=True, eq=False)
-class _Group:
-    """Segments of one shape: B of them, `num_queries` rows and `num_keys` keys each."""
-
-    num_queries: int
-    num_keys: int
-    count: int
-    q_start: int | None
-    """first row when the rows of the segments follow each other, else None"""
-    q_rows: Tensor
-    k_start: int | None
-    k_rows: Tensor
-    alike: bool
-    """whether all rows of a segment see the same keys"""
-    left: Tensor | None
-    """None when every row sees every key, else first keys `[B, slices, num_queries or 1]`"""
-    right: Tensor | None
-    dead: Tensor | None
-    """None, or booleans `[B, num_queries]`: rows that see no key"""
-    kept: dict[torch.dtype, Tensor] = field(default_factory=dict)
-
-    def mask(self) -> Tensor | None:
-        """None, or booleans `[B, 1, num_queries or 1, num_keys]`: which keys a row sees."""
-        if self.left is None or self.right is None:
-            return None
-        keys = self.k_rows.view(self.count, 1, 1, self.num_keys)
-        seen = ((keys >= self.left[..., None]) & (keys < self.right[..., None])).any(1)
-        if self.dead is not None:
-            # let such a row look at its first key, its output is set to zero afterwards
-            seen[..., 0] |= self.dead[:, : seen.shape[1]]
-        return seen[:, None]
-
-    def bias(self, dtype: torch.dtype) -> Tensor | None:
-        """The mask as numbers to add to the scores, 0 or -inf."""
-        kept = self.kept.get(dtype)
-        if kept is None:
-            with torch.inference_mode(False):
-                mask = self.mask()
-                if mask is None:
-                    return None
-                kept = torch.zeros(mask.shape, dtype=dtype, device=mask.device)
-                kept.masked_fill_(~mask, -math.inf)
-            if kept.numel() <= KEPT:
-                self.kept[dtype] = kept
-        return kept
-
-
-def _contiguous(rows: NDArray[np.int64]) -> int | None:
-    first = int(rows[0]) if rows.size else 0
-    return first if np.array_equal(rows, np.arange(first, first + rows.size)) else None
-
-
-def _key_rows(segment: Segment, key_block: int | None) -> NDArray[np.int64]:
-    """Key rows that the segment works on: its block, or all rows that one of its rows sees."""
-    if key_block is not None:
-        block = segment.slices[0][2] // key_block
-        return np.arange(block * key_block, (block + 1) * key_block)
-    if segment.full:  # sorted by first key and apart from each other
-        return np.concatenate([np.arange(row[2], row[3]) for row in segment.slices])
-    left, right = bounds(segment.slices, np.array([segment.start, segment.end - 1]))
-    spans = [np.arange(a, b) for a, b in zip(left[:, 0], right[:, 1], strict=True)]
-    return np.unique(np.concatenate(spans))
-
-
-def _blocks(slices: AttnSlices) -> list[Segment]:
-    """The segments of a mask, those whose rows differ cut into blocks of rows."""
-    result = []
-    for segment in slices.segments:
-        most = segment.end - segment.start if segment.full else ROWS
-        for start in range(segment.start, segment.end, most):
-            result.append(Segment(start, min(start + most, segment.end), segment.slices))
-    return result
-
-
-@torch.inference_mode(False)  # kept with the mask, which training may use next
-def _plan(slices: AttnSlices, device: torch.device) -> list[_Group]:
-    """Group the segments of a mask by shape."""
-    collected: dict[tuple[int, ...], list[tuple[Segment, NDArray[np.int64]]]] = {}
-    for segment in _blocks(slices):
-        keys = _key_rows(segment, slices.key_block)
-        if keys.size:
-            shape = (segment.end - segment.start, keys.size, int(segment.full))
-            collected.setdefault(shape, []).append((segment, keys))
-    groups = []
-    for (num_queries, num_keys, full), members in collected.items():
-        q_rows = np.concatenate([np.arange(s.start, s.end) for s, _ in members])
-        k_rows = np.concatenate([keys for _, keys in members])
-        left = right = dead = None
-        if not full or slices.key_block is not None:
-            most = max(len(segment.slices) for segment, _ in members)
-            rows = 1 if full else num_queries
-            edges = np.zeros((2, len(members), most, rows), dtype=np.int64)
-            for b, (segment, _) in enumerate(members):
-                for edge, found in zip(edges, segment.intervals(), strict=True):
-                    edge[b, : len(segment.slices)] = found[:, :rows]
-            left, right = (torch.from_numpy(edge).to(device) for edge in edges)
-            none_seen = (edges[0] >= edges[1]).all(1)
-            if none_seen.any():
-                shape = (len(members), num_queries)
-                dead = torch.from_numpy(np.broadcast_to(none_seen, shape).copy()).to(device)
-        groups.append(
-            _Group(
-                num_queries, num_keys, len(members),
-                _contiguous(q_rows), torch.from_numpy(q_rows).to(device),
-                _contiguous(k_rows), torch.from_numpy(k_rows).to(device),
-                bool(full), left, right, dead,
-            )
-        )  # fmt: skip
-    return groups
 
 
 def _take(x_THD: Tensor, start: int | None, rows: Tensor, count: int) -> Tensor:
@@ -148,11 +28,13 @@ def _take(x_THD: Tensor, start: int | None, rows: Tensor, count: int) -> Tensor:
 
 def _fold(x_BHTD: Tensor, share: int) -> Tensor:
     """Heads that share keys as more rows, `[B, G, share * rows, D]`: no key is copied."""
-    return x_BHTD.unflatten(1, (-1, share)).flatten(2, 3)
+    folded: Tensor = x_BHTD.unflatten(1, (-1, share)).flatten(2, 3)
+    return folded
 
 
 def _unfold(x_BGTD: Tensor, share: int) -> Tensor:
-    return x_BGTD.unflatten(2, (share, -1)).flatten(1, 2)
+    heads: Tensor = x_BGTD.unflatten(2, (share, -1)).flatten(1, 2)
+    return heads
 
 
 def _heads(x_BGTD: Tensor, share: int) -> Tensor:
@@ -160,15 +42,14 @@ def _heads(x_BGTD: Tensor, share: int) -> Tensor:
     return x_BGTD.repeat_interleave(share, dim=1)
 
 
-@dataclass(frozen=True, eq=False)
-class _Plan:
-    """Groups, and where their rows go."""
-
-    groups: list[_Group]
-    rows: Tensor
-    """rows of all groups, one group after the other"""
-    whole: bool
-    """one group with all rows in order"""
+def _group_attention(
+    q_BHTD: Tensor, k_BHTD: Tensor, v_BHTD: Tensor, bias: Tensor | None, scale: float
+) -> tuple[Tensor, Tensor]:
+    """On a CPU: output `[B, H, rows, D]` and log-sum-exp `[B, H, rows]` of one group."""
+    out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        q_BHTD, k_BHTD, v_BHTD, 0.0, False, attn_mask=bias, scale=scale
+    )
+    return out, lse
 
 
 def _forward(
@@ -177,7 +58,7 @@ def _forward(
     """On a CPU: output and log-sum-exp by the kernel that torch's function calls."""
     T, H, D = q.shape
     share = H // k.shape[1]
-    plan: _Plan = settings.plan
+    plan: Plan = settings.plan
     outs, lses = [], []
     for group in plan.groups:
         q_BHTD = _take(q, group.q_start, group.q_rows, group.count)
@@ -187,10 +68,8 @@ def _forward(
             q_BHTD = _fold(q_BHTD, share)
         elif share > 1:
             k_BHTD, v_BHTD = _heads(k_BHTD, share), _heads(v_BHTD, share)
-        out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            q_BHTD, k_BHTD, v_BHTD, 0.0, False,
-            attn_mask=group.bias(q.dtype), scale=settings.scale,
-        )  # fmt: skip
+        bias = group.bias(q.dtype)
+        out, lse = _group_attention(q_BHTD, k_BHTD, v_BHTD, bias, settings.scale)
         if share > 1 and group.alike:
             out, lse = _unfold(out, share), lse.unflatten(2, (share, -1)).flatten(1, 2)
         if group.dead is not None:
@@ -235,7 +114,7 @@ def _backward(
         out = torch.cat([out, -d_lse.to(out.dtype)[..., None]], -1)
         d_out = torch.cat([d_out, nothing + 1], -1)
     d_out = d_out if d_out.stride(-1) == 1 else d_out.contiguous()
-    plan: _Plan = settings.plan
+    plan: Plan = settings.plan
     totals = [_Total(x) for x in (q, k, v)]
     for group in plan.groups:
         rows = [_take(x, group.q_start, group.q_rows, group.count) for x in (q, d_out, out)]
@@ -297,7 +176,7 @@ def _elsewhere(
     """On other devices: torch's function, which keeps its log-sum-exp to itself."""
     T, H, D = q.shape
     share = H // k.shape[1]
-    plan: _Plan = settings.plan
+    plan: Plan = settings.plan
     wide = torch.promote_types(q.dtype, torch.float32)
     outs, lses = [q.new_zeros(0, H, D)], [q.new_zeros(0, H, dtype=wide)]
     for group in plan.groups:
@@ -337,16 +216,7 @@ def attention_sdpa(
     rounds the probabilities.
     """
     device = q_THD.device
-    plans: dict[Any, Any] = slices.plans
-    plan: _Plan | None = plans.get(("sdpa", device))
-    if plan is None:
-        groups = _plan(slices, device)
-        with torch.inference_mode(False):
-            none = torch.empty(0, dtype=torch.int64, device=device)
-            rows = torch.cat([none, *(group.q_rows for group in groups)])
-        whole = len(groups) == 1 and groups[0].q_start == 0
-        plan = plans["sdpa", device] = _Plan(groups, rows, whole)
-    settings = Settings(scale, 0.0, plan)
+    settings = Settings(scale, 0.0, plan_of(slices, device))
     if device.type != "cpu":
         wide = torch.promote_types(q_THD.dtype, torch.float32)
         one = None if sink is None else sink.to(wide).reshape(-1, q_THD.shape[1]).logsumexp(0)

@@ -45,15 +45,16 @@ def tile_config(kernel: str, width: int, dtype: torch.dtype, capability: int) ->
     if capability == 0:
         return TileConfig(64, 32, 4, 1)
     if dtype == torch.float32:
-        rows, keys = (64, 32) if width <= 64 else (32, 32) if width <= 128 else (16, 16)
-        return TileConfig(rows, keys, 4, 1)
+        size = 32 if width <= 64 else 16
+        return TileConfig(size, size, 4, 1)
     big = capability >= 90  # more shared memory and larger matrix instructions
     if kernel == "forward":
         if width <= 128:
-            return TileConfig(128, 128 if big and width <= 64 else 64, 8 if width > 64 else 4, 3)
+            keys = 128 if width <= 64 and capability // 10 == 9 else 64
+            return TileConfig(128, keys, 8 if width > 64 else 4, 3)
         return TileConfig(128 if big else 64, 64 if big else 32, 8, 2)
     if width <= 64:
-        return TileConfig(64, 64, 4, 2)
+        return TileConfig(64 if big or kernel == "dq" else 32, 64, 4, 2)
     return TileConfig(64, 64, 8, 2) if width <= 128 and big else TileConfig(32, 32, 4, 1)
 
 
