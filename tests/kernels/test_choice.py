@@ -24,7 +24,7 @@ from magi_world.kernels.attention import (
 )
 from magi_world.kernels.attention import call as calls
 from magi_world.kernels.attention.call import Call
-from magi_world.kernels.attention.choice import BACKENDS, order, refusal
+from magi_world.kernels.attention.choice import order, refusal
 from magi_world.kernels.attention.reference import dense_mask
 from tests.kernels.test_attention import inputs, masks
 
@@ -47,9 +47,8 @@ def test_explain_tells_what_auto_takes(keywords: dict[str, Any], backend: str) -
     assert choice.backend == backend
     auto, forced = (attention(q, k, v, MASK, backend=b, **keywords) for b in ("auto", backend))
     assert torch.equal(auto[0], forced[0])
-    assert set(choice.refused) == set(BACKENDS) - {
-        name for name in ("reference", "cpu", "sdpa", "triton") if name not in choice.refused
-    }
+    assert set(choice.refused) >= {"flex", "flash4", "flash2"}
+    assert not {"reference", "cpu", backend} & set(choice.refused)
     text = str(choice).splitlines()
     assert text[0].startswith(f"{backend}: the first of sdpa, cpu, reference on cpu that takes")
     assert "  not flex: has no backward on a CPU" in text
