@@ -11,10 +11,19 @@ if typing.TYPE_CHECKING:
     from magi_world.envs.gymnasium_game import GymnasiumGame
     from magi_world.envs.real_env import RealEnv
     from magi_world.envs.spaces import PromptSpace
+    from magi_world.envs.vector_env import WorldVectorEnv
     from magi_world.envs.world_env import WorldEnv
     from magi_world.envs.wrappers import ChannelStack, LastFrame
 
-__all__ = ["ChannelStack", "GymnasiumGame", "LastFrame", "PromptSpace", "RealEnv", "WorldEnv"]
+__all__ = [
+    "ChannelStack",
+    "GymnasiumGame",
+    "LastFrame",
+    "PromptSpace",
+    "RealEnv",
+    "WorldEnv",
+    "WorldVectorEnv",
+]
 
 _HOMES = {
     "ChannelStack": "wrappers",
@@ -23,6 +32,7 @@ _HOMES = {
     "PromptSpace": "spaces",
     "RealEnv": "real_env",
     "WorldEnv": "world_env",
+    "WorldVectorEnv": "vector_env",
 }
 
 

@@ -370,18 +370,28 @@ class Rollout:
         """Go on from a saved state, bit-exactly on the same machine.
 
         Raises:
-            CheckpointError: the state is of another world, batch size or geometry, or no state.
+            CheckpointError: no state, or one of another world, of other weights, dtype, batch size
+                or geometry; nothing has changed.
         """
         saved_state.restore(self, state)
 
-    def fork(self, slots: Sequence[int], seeds: Iterable[int] | None = None) -> "Rollout":
+    def fork(
+        self,
+        slots: Sequence[int],
+        seeds: Iterable[int] | None = None,
+        *,
+        steps: int | None = None,
+        temperature: float | None = None,
+    ) -> "Rollout":
         """Copy slots into a new rollout that shares nothing mutable with this one.
 
         Args:
             slots: one per new slot; a slot may be named several times.
             seeds: one per new slot; None copies the generators (exact replay).
+            steps: denoising steps per chunk of the copy, default those of this rollout.
+            temperature: factor on the initial noise of the copy, default this rollout's.
 
         Raises:
-            ConfigError: an unknown slot, or not one seed per new slot.
+            ConfigError: an unknown slot, not one seed per new slot, or a wrong setting.
         """
-        return saved_state.fork(self, slots, seeds)
+        return saved_state.fork(self, slots, seeds, steps=steps, temperature=temperature)
