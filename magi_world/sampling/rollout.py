@@ -269,13 +269,14 @@ class Rollout:
         clip: int | Sequence[int] | None = None,
         image: Any = None,
         video: Any = None,
+        latents: Tensor | None = None,
         prompts: Sequence[str | None] | None = None,
         prompt: str | None = None,
     ) -> Chunk:
         """Begin anew in these slots, and in no other.
 
-        Without one of ``clip``, ``image``, ``video``, ``prompt`` an opening of the bank is drawn
-        from the slot's generator (with ``starts="any"`` any clip of the bank).
+        Without a start among the arguments an opening of the bank is drawn from the slot's
+        generator (with ``starts="any"`` any clip of the bank).
 
         Args:
             slots: which slots, default all.
@@ -283,7 +284,8 @@ class Rollout:
             clip: index of a clip of the bank, or one a slot.
             image: uint8 `[H, W, 3]`, repeated to fill a chunk.
             video: uint8 `[T, H, W, 3]`, cropped at the front to whole chunks.
-            prompts: the captions of an image or video, one a chunk; default "no prompt".
+            latents: float `[m, C, P, H, W]`, the chunks of a history, as the world encodes them.
+            prompts: the captions of such a history, one a chunk; default "no prompt".
             prompt: chunk 0 is generated under this text, with no history.
 
         Returns:
@@ -295,17 +297,17 @@ class Rollout:
         """
         self._require_unmoved()
         chosen = check_slots(slots, self.batch_size)
-        given = {"clip": clip, "image": image, "video": video, "prompt": prompt}
+        history_of = {"image": image, "video": video, "latents": latents}
+        given = {"clip": clip, **history_of, "prompt": prompt}
         named = [name for name, value in given.items() if value is not None]
         if len(named) > 1:
             raise ResetOptionError(f"at most one of {', '.join(given)} can be given, got {named}")
-        if prompts is not None and not (image is not None or video is not None):
+        replayed = bool(named) and named[0] in history_of
+        if prompts is not None and not replayed:
             raise ResetOptionError("prompts are the captions of an image or video: give one too")
         if prompt is not None:
             self.world.check_prompt(prompt)
-        history = None
-        if image is not None or video is not None:
-            history = self.world.history(image=image, video=video, prompts=prompts)
+        history = self.world.history(**history_of, prompts=prompts) if replayed else None
         clips = chosen_clips(clip, len(chosen), len(self.world.bank))
         bank = self.world.bank
         if not named and not (bank.num_openings if self.starts == "opening" else len(bank)):
