@@ -176,3 +176,28 @@ def object_column(values: Sequence[Any]) -> npt.NDArray[Any]:
     for index, value in enumerate(values):
         column[index] = value
     return column
+
+
+def merge_infos(
+    infos: Infos, part: Infos, slots: Sequence[int], num_envs: int, only: Mask | None = None
+) -> None:
+    """Put the infos of a smaller vector environment into those of a larger one.
+
+    Args:
+        infos: changed in place.
+        part: infos with one row for each of the slots.
+        slots: where these rows belong.
+        num_envs: slots of the larger environment.
+        only: rows to take, bool `[len(slots)]`; None takes all that the masks name.
+    """
+    for key, column in part.items():
+        mask = part.get(f"_{key}")
+        if mask is None:  # a mask itself
+            continue
+        rows = np.flatnonzero(mask if only is None else mask & only)
+        chosen = [slots[row] for row in rows]
+        if isinstance(column, Mapping):
+            merge_infos(infos.setdefault(key, {}), dict(column), slots, num_envs, only)
+            infos.setdefault(f"_{key}", np.zeros(num_envs, np.bool_))[chosen] = True
+        elif chosen:
+            fill_infos(infos, chosen, {key: column[rows]}, num_envs)

@@ -128,8 +128,8 @@ class WorldVectorEnv(VectorEnv[Any, Any, Any]):
         self.horizon: int | None = min((n for n in limits if n is not None), default=None)
         self.ignore_termination = ignore_termination
         self._prompts: list[str] = card["prompts"]
-        self._max_length = max_prompt_length(config)
-        self.single_action_space = action_space(actions, self._prompts, self._max_length)
+        self.max_prompt_length = max_prompt_length(config)
+        self.single_action_space = action_space(actions, self._prompts, self.max_prompt_length)
         self.single_observation_space = observation_space(observations, config)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
@@ -242,7 +242,7 @@ class WorldVectorEnv(VectorEnv[Any, Any, Any]):
                 "call reset(options={'reset_mask': mask}) for them"
             )
         prompts = batch_prompts(
-            actions, self._actions, self._prompts, self._max_length,
+            actions, self._actions, self._prompts, self.max_prompt_length,
             num_envs=self.num_envs, ignored=over,
         )  # fmt: skip
         reward = torch.zeros(self.num_envs, device=self.world.device)

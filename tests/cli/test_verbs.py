@@ -70,8 +70,10 @@ def test_bench_env(run: Run, tiny_world_path: Path, monkeypatch: pytest.MonkeyPa
     assert [row["num_envs"] for row in rows] == [1, 2]
     keys = {
         "frames_per_s", "agent_steps_per_s", "p50_ms", "p95_ms", "cold_start_s", "peak_share",
-        "mflop_per_chunk", "peak_gflops", "denoising_steps", "dtype", "threads",
+        "mflop_per_chunk", "peak_gflops", "denoising_steps", "dtype", "threads", "env_overhead",
+        "env_step_ms",
     }  # fmt: skip
+    assert all(0 < row["env_overhead"] < 1 for row in rows)
     assert all(keys <= set(row) for row in rows)
     lines = run(*arguments).out.splitlines()
     assert lines[0].split()[:2] == ["num_envs", "frames_per_s"]
