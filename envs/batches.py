@@ -195,7 +195,7 @@ def merge_infos(
         if mask is None:  # a mask itself
             continue
         rows = np.flatnonzero(mask if only is None else mask & only)
-        chosen = [slots[row] for row in rows]
+        chosen = [slots[int(row)] for row in rows]
         if isinstance(column, Mapping):
             merge_infos(infos.setdefault(key, {}), dict(column), slots, num_envs, only)
             infos.setdefault(f"_{key}", np.zeros(num_envs, np.bool_))[chosen] = True

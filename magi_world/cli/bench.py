@@ -61,11 +61,10 @@ def env(
     with the same dtype and threads, the latents-only loop reaches, and which share of a step of the
     vector environment is not the model's.
     """
-    from magi_world.evaluation.bench import bench_env, machine
-    from magi_world.world import load
-
     from magi_world.envs.vector_env import WorldVectorEnv
+    from magi_world.evaluation.bench import bench_env, machine
     from magi_world.evaluation.overhead import measure_overhead
+    from magi_world.world import load
 
     widths = parse_counts(num_envs, "--num-envs")
     say(machine())
@@ -95,7 +94,8 @@ def env(
         (
             "num_envs", "frames_per_s", "p50_ms", "p95_ms", "agent_steps_per_s",
             "latent_p50_ms", "latent_p95_ms", "cold_start_s", "times_real_rate", "mflop_per_chunk",
-            "peak_gflops", "peak_share", "env_step_ms", "env_overhead", "denoising_steps", "dtype", "threads",
+            "peak_gflops", "peak_share", "env_step_ms", "env_overhead",
+            "denoising_steps", "dtype", "threads",
         ),
     )  # fmt: skip
     if profile:

@@ -98,10 +98,11 @@ def test_rounds_draw_after_the_best() -> None:
             return fork
 
     found = {}
-    for name, keywords in {
+    searches: dict[str, dict[str, Any]] = {
         "cem": {"futures": 40, "rounds": 8, "elites": 6},
         "shooting": {"method": "shooting", "futures": 320},
-    }.items():
+    }
+    for name, keywords in searches.items():
         scores = []
         for seed in range(10):
             search = planner(horizon=6, sticky=0.0, **keywords)

@@ -3,7 +3,6 @@
 import time
 from typing import Any
 
-import numpy as np
 import pytest
 
 from magi_world.envs.vector_env import WorldVectorEnv
@@ -17,7 +16,7 @@ def test_what_the_environment_does_is_not_the_models(
 ) -> None:
     """An idle second in the environment is overhead, one in the model is none."""
     env = WorldVectorEnv(2, tiny_world, actions="discrete", observations=observations)
-    actions = [np.array([0, 1])] * 4
+    actions = [[0, 1]] * 4
     clock = [0.0]
     monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
     step, model = env.step, env.rollout.step

@@ -69,7 +69,9 @@ def test_one_slot_is_gymnasiums_loop_over_one(
     make: Make, tiny_world_path: Path, actions: str, mode: str, observations: str
 ) -> None:
     """Every array, key, mask and dtype, to the bit, over resets of all kinds."""
-    keywords = {"world": str(tiny_world_path), "actions": actions, "observations": observations}
+    keywords: dict[str, Any] = {
+        "world": str(tiny_world_path), "actions": actions, "observations": observations,
+    }  # fmt: skip
     native = make(1, autoreset_mode=mode, **keywords)
     loop = gym.make_vec(
         ENV_ID, num_envs=1, vectorization_mode="sync",
@@ -266,18 +268,19 @@ def test_torch_output_is_the_same_numbers(make: Make, observations: str) -> None
     def parts(obs: Any) -> list[Any]:
         return list(obs.values()) if isinstance(obs, dict) else [obs]
 
-    one, other = env.reset(seed=0), twin.reset(seed=0)
+    one: Any = env.reset(seed=0)
+    other: Any = twin.reset(seed=0)
     for _ in range(4):
         for tensor, array in zip(parts(one[0]), parts(other[0]), strict=True):
             assert isinstance(tensor, torch.Tensor)
             assert equal(tensor.numpy(), array, exact=True)
             tensor.zero_()  # the caller's own
-        one = env.step(torch.tensor([0, 1, 2]))  # type: ignore[assignment]
-        other = twin.step(np.array([0, 1, 2]))  # type: ignore[assignment]
+        one = env.step(torch.tensor([0, 1, 2]))
+        other = twin.step(np.array([0, 1, 2]))
         for tensor, array in zip(one[1:4], other[1:4], strict=True):
             assert isinstance(tensor, torch.Tensor) and (tensor.numpy() == array).all()
         assert set(one[-1]) == set(other[-1])
-    assert one[1].dtype == torch.float32  # type: ignore[union-attr]
+    assert one[1].dtype == torch.float32
 
 
 def test_latent_observations_decode_nothing(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
