@@ -203,6 +203,8 @@ def test_wrong_calls(make: Any, tiny_world_path: Path) -> None:
             env.step(wrong)
     good = ["strafe left"] * 5
     assert equal(env.step(good)[0], twin.step(good)[0], exact=True)  # no actor had moved
+    for each in (env, twin):  # room for the next
+        each.close()
     discrete = make()
     discrete.reset(seed=0)
     with pytest.raises(ActionError, match="slot 4"):
