@@ -11,17 +11,29 @@ if typing.TYPE_CHECKING:
     from magi_world.envs.gymnasium_game import GymnasiumGame
     from magi_world.envs.real_env import RealEnv
     from magi_world.envs.spaces import PromptSpace
+    from magi_world.envs.video_env import VideoEnv
     from magi_world.envs.world_env import WorldEnv
-    from magi_world.envs.wrappers import ChannelStack, LastFrame
+    from magi_world.envs.wrappers import CallableReward, ChannelStack, LastFrame
 
-__all__ = ["ChannelStack", "GymnasiumGame", "LastFrame", "PromptSpace", "RealEnv", "WorldEnv"]
+__all__ = [
+    "CallableReward",
+    "ChannelStack",
+    "GymnasiumGame",
+    "LastFrame",
+    "PromptSpace",
+    "RealEnv",
+    "VideoEnv",
+    "WorldEnv",
+]
 
 _HOMES = {
+    "CallableReward": "wrappers",
     "ChannelStack": "wrappers",
     "GymnasiumGame": "gymnasium_game",
     "LastFrame": "wrappers",
     "PromptSpace": "spaces",
     "RealEnv": "real_env",
+    "VideoEnv": "video_env",
     "WorldEnv": "world_env",
 }
 

@@ -5,8 +5,15 @@ import gymnasium
 ENTRY_POINTS = {
     "magi_world/DoomTakeCover-v0": "magi_world.envs.world_env:WorldEnv",
     "magi_world/DoomTakeCoverReal-v0": "magi_world.envs.real_env:RealEnv",
+    "magi_world/Video-v0": "magi_world.envs.video_env:VideoEnv",
 }
 """Class behind each id, as text: registering imports neither torch nor a game."""
+
+WORLDS = {
+    "magi_world/DoomTakeCover-v0": "doom-take-cover",
+    "magi_world/DoomTakeCoverReal-v0": "doom-take-cover",
+}
+"""The world behind the ids that have one; the others take a model as keyword."""
 
 
 def register_environments() -> None:
@@ -17,4 +24,5 @@ def register_environments() -> None:
     """
     for env_id, entry_point in ENTRY_POINTS.items():
         if env_id not in gymnasium.registry:
-            gymnasium.register(env_id, entry_point, kwargs={"world": "doom-take-cover"})
+            kwargs = {"world": WORLDS[env_id]} if env_id in WORLDS else {}
+            gymnasium.register(env_id, entry_point, kwargs=kwargs)

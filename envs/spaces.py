@@ -153,7 +153,7 @@ def max_prompt_length(config: WorldConfig) -> int:
 
     An embedded world counts UTF-8 bytes on top of this when it encodes a prompt.
     """
-    return config.dit.caption_max_length if config.text is None else config.text.max_bytes
+    return getattr(config.text, "max_bytes", config.dit.caption_max_length)
 
 
 def action_space(

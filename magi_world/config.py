@@ -6,53 +6,16 @@ Field names of :class:`DiTConfig` and :class:`VAEConfig` are those of MAGI-1's o
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, Self
 
+from magi_world.config_section import Section as _Section
+from magi_world.config_section import require as _require
+from magi_world.config_section import require_counts as _require_counts
 from magi_world.errors import ConfigError
+from magi_world.magi1_config import Magi1Config, T5Config
 
 _TRANSFORMS = ("identity", "piecewise", "square")  # those of time_grid
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ConfigError(message)
-
-
-def _require_counts(section: object, *names: str) -> None:
-    """Refuse fields that are not whole numbers from 1 on."""
-    for name in names:
-        value = getattr(section, name)
-        _require(
-            isinstance(value, int) and not isinstance(value, bool) and value >= 1,
-            f"{name} {value!r}: a whole number, 1 or more, is needed",
-        )
-
-
-class _Section:
-    """Reading and writing of one section as plain data."""
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Build the section from plain data; absent keys take their defaults.
-
-        Raises:
-            ConfigError: an unknown key, or a value that cannot work.
-        """
-        _require(isinstance(values, Mapping), f"{cls.__name__}: {values!r} is no table of keys")
-        known = {f.name for f in fields(cls)}  # type: ignore[arg-type]
-        unknown = sorted(set(values) - known)
-        _require(not unknown, f"{cls.__name__}: unknown keys {unknown}; known are {sorted(known)}")
-        converted = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-        try:
-            return cls(**converted)
-        except TypeError as error:
-            raise ConfigError(f"{cls.__name__}: {error}") from None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the section as plain data that JSON can hold."""
-        values: dict[str, Any] = asdict(self)  # type: ignore[call-overload]
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -278,8 +241,10 @@ class WorldConfig:
     """frame width in pixels"""
     fps: int
     """frames per second of the real game"""
-    text: TextConfig | None = None
+    text: TextConfig | T5Config | None = None
     outcome: OutcomeConfig | None = None
+    magi1: Magi1Config | None = None
+    """settings of a MAGI-1 checkpoint, None for every other world"""
     version: int = field(default=1)
 
     def __post_init__(self) -> None:
@@ -301,16 +266,30 @@ class WorldConfig:
             f"null_prompt_tokens {self.sampling.null_prompt_tokens} is above the "
             f"caption_max_length {rows} of the DiT",
         )
-        if self.text is not None:
+        if isinstance(self.text, TextConfig):
             _require(
                 self.text.max_bytes < rows,
                 f"prompts of {self.text.max_bytes} bytes and an end token do not fit the "
                 f"caption_max_length {rows} of the DiT",
             )
+        if isinstance(self.text, T5Config):
+            _require(
+                self.text.max_tokens <= rows,
+                f"prompts of {self.text.max_tokens} tokens do not fit the caption_max_length "
+                f"{rows} of the DiT",
+            )
+        if self.text is not None:
             _require(
                 self.text.d_model == self.dit.caption_channels,
                 f"the text encoder is {self.text.d_model} wide, the DiT expects "
                 f"{self.dit.caption_channels}",
+            )
+        if self.magi1 is not None:
+            self.magi1.check()
+            _require(
+                self.magi1.temporal_downsample_factor == self.vae.patch_length,
+                f"temporal_downsample_factor {self.magi1.temporal_downsample_factor} is not the "
+                f"patch_length {self.vae.patch_length} of the VAE",
             )
 
     @property
@@ -343,12 +322,15 @@ class WorldConfig:
         """
         sections: dict[str, type[_Section]] = {
             "dit": DiTConfig, "vae": VAEConfig, "sampling": SamplingConfig,
-            "text": TextConfig, "outcome": OutcomeConfig,
+            "text": TextConfig, "outcome": OutcomeConfig, "magi1": Magi1Config,
         }  # fmt: skip
         _require(isinstance(values, Mapping), f"config {values!r} is no table of sections")
         known = {f.name for f in fields(cls)}
         unknown = sorted(set(values) - known)
         _require(not unknown, f"WorldConfig: unknown keys {unknown}; known are {sorted(known)}")
+        text = values.get("text")
+        if isinstance(text, Mapping) and "max_tokens" in text:
+            sections["text"] = T5Config
         arguments: dict[str, Any] = {
             key: sections[key].from_dict(value) if key in sections and value is not None else value
             for key, value in values.items()
@@ -363,5 +345,7 @@ class WorldConfig:
         result: dict[str, Any] = {}
         for f in fields(self):
             value = getattr(self, f.name)
+            if f.name == "magi1" and value is None:
+                continue  # cards of other worlds do not speak of it
             result[f.name] = value.to_dict() if isinstance(value, _Section) else value
         return result

@@ -591,7 +591,7 @@ def test_what_lies_outside_the_history_is_never_seen(tiny_world: World) -> None:
         for _ in range(5):
             cache, n = rollout.cache, tiny_world.config.tokens_per_chunk
             for slot in range(2):
-                seen = set(cache._visible(slot)) - {cache.scratch[slot]}
+                seen = set(cache._visible(slot, 0, None)) - {cache.scratch[slot]}
                 for place in set(range(cache.places)) - seen:
                     first = (slot * cache.places + place) * n
                     cache.keys_LRKD[:, first : first + n] = 1e3

@@ -201,7 +201,7 @@ def test_chunks_of_a_video() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"num_steps": 10, "window": 4}, "num_steps 10 .* multiples of 4"),
+        ({"num_steps": 10, "window": 4}, r"window 4 .* 10 steps.*allowed are \[1, 2, 5, 10\]"),
         ({"num_steps": 6, "window": 2}, "num_steps 6 .* 4 KV ranges .* multiples of 4"),
         ({"num_steps": 2}, "num_steps 2 .* multiples of 4"),
         ({"num_steps": 0}, "num_steps 0 is below 1"),
