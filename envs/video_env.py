@@ -124,9 +124,11 @@ class VideoEnv(gymnasium.Env[Observation, Action]):
             self.world.check_prompt(text)
         self._start: dict[str, Any] = {}
         if image is not None:
-            self._start = {"image": read_image(image, config.height, config.width)}
+            self._start = {"image": read_image(os.fspath(image), config.height, config.width)}
         elif video is not None:
-            self._start = {"video": read_video(video, config.height, config.width, config.fps)}
+            self._start = {
+                "video": read_video(os.fspath(video), config.height, config.width, config.fps)
+            }
         elif prompt is not None:
             self._start = {"prompt": prompt}
         self.rollout = self.world.rollout(1, steps=steps, temperature=temperature)

@@ -10,8 +10,10 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Self
 
 from magi_world.config_section import Section as _Section
+from magi_world.config_section import is_number as _is_number
 from magi_world.config_section import require as _require
 from magi_world.config_section import require_counts as _require_counts
+from magi_world.config_section import require_flags as _require_flags
 from magi_world.errors import ConfigError
 from magi_world.magi1_config import Magi1Config, T5Config
 
@@ -56,6 +58,16 @@ class DiTConfig(_Section):
             "num_query_groups", "kv_channels", "caption_channels", "caption_max_length",
             "in_channels", "out_channels", "patch_size",
         )  # fmt: skip
+        _require_flags(self, "gated_linear_unit", "half_channel_vae")
+        for name in ("cond_hidden_ratio", "x_rescale_factor", "layernorm_epsilon"):
+            value = getattr(self, name)
+            positive = _is_number(value) and value > 0
+            _require(positive, f"{name} {value!r}: a number above 0 is needed")
+        _require(self.condition_size >= 1, f"cond_hidden_ratio {self.cond_hidden_ratio} is too low")
+        _require(
+            self.model_name == "videodit_ardf",
+            f"model_name {self.model_name!r}: only 'videodit_ardf' is known",
+        )
         heads, groups = self.num_attention_heads, self.num_query_groups
         _require(heads % groups == 0, f"{heads} heads are not a multiple of {groups} query groups")
         _require(

@@ -1,5 +1,6 @@
 """What the sections of a configuration have in common: checks, and plain data in and out."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 from typing import Any, Self
@@ -21,6 +22,19 @@ def require_counts(section: object, *names: str) -> None:
             isinstance(value, int) and not isinstance(value, bool) and value >= 1,
             f"{name} {value!r}: a whole number, 1 or more, is needed",
         )
+
+
+def is_number(value: object) -> bool:
+    """Say whether a value is a finite number."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and math.isfinite(value)  # type: ignore[arg-type]
+
+
+def require_flags(section: object, *names: str) -> None:
+    """Refuse fields that are neither true nor false."""
+    for name in names:
+        value = getattr(section, name)
+        require(isinstance(value, bool), f"{name} {value!r}: true or false is needed")
 
 
 class Section:

@@ -4,11 +4,16 @@ The published JSON spreads them over the sections ``runtime_config`` and ``engin
 (spec section 2.1). Defaults are the values of the published base model.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from magi_world.config_section import Section, require, require_counts
+from magi_world.config_section import (
+    Section,
+    is_number,
+    require,
+    require_counts,
+    require_flags,
+)
 
 SHORTCUT_MODES = ("8,16,16", "16,16,8")
 """orders of step sizes inside a quarter of the 12-step schedule"""
@@ -91,9 +96,7 @@ class Magi1Config(Section):
             self, "num_steps", "window", "num_frames", "fps", "chunk_width",
             "temporal_downsample_factor", "distributed_timeout_minutes", "pp_size", "cp_size",
         )  # fmt: skip
-        for name in ("distill", "fp8_quant", "kv_offload", "enable_cuda_graph"):
-            value = getattr(self, name)
-            require(isinstance(value, bool), f"{name} {value!r}: true or false is needed")
+        require_flags(self, "distill", "fp8_quant", "kv_offload", "enable_cuda_graph")
         for name in ("t5_device", "distributed_backend", "cp_strategy"):
             value = getattr(self, name)
             require(isinstance(value, str), f"{name} {value!r}: text is needed")
@@ -113,7 +116,7 @@ class Magi1Config(Section):
         )
         for name in ("clean_t", "near_clean_threshold", "scale_factor"):
             value = getattr(self, name)
-            require(_is_number(value), f"{name} {value!r}: a finite number is needed")
+            require(is_number(value), f"{name} {value!r}: a finite number is needed")
         require(0.0 < self.clean_t <= 1.0, f"clean_t {self.clean_t} is outside (0, 1]")
         require(self.scale_factor > 0, f"scale_factor {self.scale_factor} is not positive")
         self._check_guidance()
@@ -123,7 +126,7 @@ class Magi1Config(Section):
         for name in ("cfg_t_range", "prev_chunk_scales", "text_scales"):
             values = getattr(self, name)
             require(
-                isinstance(values, tuple) and values != () and all(map(_is_number, values)),
+                isinstance(values, tuple) and values != () and all(map(is_number, values)),
                 f"{name} {values!r}: a list of numbers is needed",
             )
             require(
@@ -179,11 +182,6 @@ class Magi1Config(Section):
         if not self.noise2clean_kvrange:
             return None
         return max(*self.noise2clean_kvrange, self.clean_chunk_kvrange)
-
-
-def _is_number(value: object) -> bool:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return number and math.isfinite(value)  # type: ignore[arg-type]
 
 
 def _is_count(value: object) -> bool:

@@ -12,32 +12,25 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from magi_world import worlds
-from magi_world.checkpoints.hub import fetch, is_hub_name
-from magi_world.checkpoints.magi1_format import is_magi1
+from magi_world.checkpoints.finding import find_world
 from magi_world.checkpoints.magi1_world import (
     Layout,
     Magi1Parts,
     default_dtype,
-    find_published,
-    find_saved,
     prompt_encoder,
     save_magi1,
 )
 from magi_world.checkpoints.progress import progress_bar
 from magi_world.checkpoints.tensors import as_bfloat16, load_module, write_tensors
 from magi_world.checkpoints.world_format import (
-    CARD,
     Bank,
     empty_bank,
-    is_magi1_card,
     read_bank,
-    read_card,
     write_bank,
     write_card,
 )
 from magi_world.config import TextConfig, WorldConfig
-from magi_world.errors import ConfigError, PromptError, WorldNotFound
+from magi_world.errors import ConfigError, PromptError
 from magi_world.models.dit import CaptionKV, VideoDiT
 from magi_world.models.outcome import OutcomeHead
 from magi_world.models.pixels import to_frames, to_pixels
@@ -372,23 +365,14 @@ def load(
         MissingPackage: an extra that the checkpoint needs.
     """
     check_place(device, dtype)
-    path = fetch(str(name)) if is_hub_name(str(name)) else worlds.folder(str(name)) or Path(name)
     parts = Magi1Parts() if parts is None else parts
-    if (path / CARD).is_file():
-        card = read_card(path)
-        if not is_magi1_card(card):
-            return _load_world(path, card).to(device, dtype)
-        checkpoint, card = find_saved(path, card, parts)
-    elif is_magi1(path):
-        checkpoint, card = find_published(path, parts)
-    else:
-        raise WorldNotFound(
-            f"no world {str(name)!r}: embedded are {', '.join(worlds.available()) or 'none'}; "
-            f"a path must be a folder with {CARD}, or one in MAGI-1's published layout"
-        )
+    found = find_world(str(name), parts)
+    if found.checkpoint is None:
+        return _load_world(found.path, found.card).to(device, dtype)
+    checkpoint, card = found.checkpoint, found.card
     config, place = WorldConfig.from_dict(card["config"]), torch.device(device or "cpu")
     text = prompt_encoder(checkpoint, config, parts, place)
-    world = World(card, folder=path, text=text, meta=True)
+    world = World(card, folder=found.path, text=text, meta=True)
     world.special_tokens = checkpoint.special_tokens
     chosen = DTYPES[dtype or default_dtype(config, place)]
     with progress_bar(f"loading {world.name}", checkpoint.nbytes, show=progress) as told:

@@ -156,9 +156,7 @@ def _fold(norm: nn.Module, factors_K: Tensor) -> tuple[nn.LayerNorm, Tensor]:
     return folded, real
 
 
-def _fill(
-    quantised: VideoDiT, dit: VideoDiT, name: str, peak_K: Tensor, factors_K: Tensor
-) -> None:
+def _fill(quantised: VideoDiT, dit: VideoDiT, name: str, peak_K: Tensor, factors_K: Tensor) -> None:
     """Set the tensors of an FP8 linear from the weight it replaces."""
     linear = quantised.get_submodule(name)
     assert isinstance(linear, Fp8Linear)

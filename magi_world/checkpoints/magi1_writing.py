@@ -77,8 +77,7 @@ def write_checkpoint(
         CheckpointError: a folder that holds a checkpoint already.
         MissingPackage: ``compress`` without zstandard.
     """
-    if (folder / CONFIG).exists():
-        raise CheckpointError(f"{folder} holds a checkpoint already; choose another folder")
+    check_target(folder)
     text = "" if text_folder is None else TEXT_FOLDER
     config = replace(config, load=".", vae_pretrained=VAE_FOLDER, t5_pretrained=text)
     write_shards(
@@ -95,6 +94,16 @@ def write_checkpoint(
     if special_tokens is not None:
         copy_file(special_tokens, folder / TABLE)
     write_published_config(config, folder / CONFIG)
+
+
+def check_target(folder: Path) -> None:
+    """Refuse a folder that holds a checkpoint already.
+
+    Raises:
+        CheckpointError: it does.
+    """
+    if (folder / CONFIG).exists():
+        raise CheckpointError(f"{folder} holds a checkpoint already; choose another folder")
 
 
 def write_vae(folder: Path, config: VAEConfig, sources: Iterable[Source]) -> None:

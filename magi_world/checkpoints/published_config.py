@@ -101,10 +101,12 @@ class PublishedConfig:
             require(not extra, f"{section}: unknown fields {extra}; known are {sorted(known)}")
         absent = [name for name in _REQUIRED if name not in runtime]
         require(not absent, f"runtime_config lacks {absent}")
-        if model.get("params_dtype") in _DTYPES:
-            model["params_dtype"] = _DTYPES[model["params_dtype"]]
+        dtype = model.get("params_dtype")
+        if isinstance(dtype, str):
+            model["params_dtype"] = _DTYPES.get(dtype, dtype)
         height, width = runtime.pop("video_size_h"), runtime.pop("video_size_w")
-        places = {name: runtime.pop(name) or "" for name in _PLACES if name in runtime}
+        places = {name: runtime.pop(name) for name in _PLACES if name in runtime}
+        places = {name: "" if place is None else place for name, place in places.items()}
         settings = {_RENAMED.get(name, name): v for name, v in {**runtime, **engine}.items()}
         return cls(
             dit=DiTConfig.from_dict(model),

@@ -179,7 +179,8 @@ def random_sources(module: nn.Module, seed: int, dtype: torch.dtype) -> list[Sou
 
 def _draw(part: nn.Module, full: str, shape: tuple[int, ...], seed: int) -> Tensor:
     """Values under which activations keep their size from layer to layer."""
-    generator = torch.Generator().manual_seed((seed << 32) + zlib.crc32(full.encode()))
+    # the CPU generator takes 32 bits of a seed and no more
+    generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} {full}".encode()))
     noise = torch.randn(shape, generator=generator)
     name = full.rpartition(".")[2]
     if isinstance(part, Fp8Linear):

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import IO, Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from magi_world.errors import CheckpointError, missing_package
@@ -86,28 +85,20 @@ def read_header(path: Path) -> list[Entry]:
 
 
 def stream_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
-    """Yield the tensors of a file one by one.
-
-    A tensor of a plain file lies on the mapped file: copy what is kept.
+    """Yield the tensors of a file one by one, each in memory of its own.
 
     Raises:
         CheckpointError: as :func:`read_header`, or a compressed file ends early.
         MissingPackage: as :func:`read_header`.
     """
-    if path.suffix == COMPRESSED:
-        with _opened(path) as file:
-            for entry in _header(path, file):
-                data = bytearray(_exactly(path, file, entry.nbytes))
-                tensor = torch.frombuffer(data, dtype=torch.uint8) if data else torch.empty(0)
-                yield entry.name, tensor.view(entry.dtype).view(entry.shape)
-            _exactly(path, file, 0, last=True)
-        return
-    try:
-        with safe_open(path, framework="pt") as plain:
-            for entry in read_header(path):
-                yield entry.name, plain.get_tensor(entry.name)
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} cannot be read as safetensors: {error}") from None
+    read_header(path)  # compares sizes too, where they are known
+    with _opened(path) as file:
+        for entry in _header(path, file):
+            data = torch.empty(entry.nbytes, dtype=torch.uint8)
+            _read_into(path, file, data.numpy().data)
+            yield entry.name, data.view(entry.dtype).view(entry.shape)
+        if _read(path, file, 1):
+            raise CheckpointError(f"{path} has bytes behind its last tensor")
 
 
 def write_stream(path: Path, sources: Sequence[Source], metadata: dict[str, str]) -> None:
@@ -170,20 +161,36 @@ def _header(path: Path, file: IO[bytes]) -> list[Entry]:
     return entries
 
 
-def _exactly(path: Path, file: IO[bytes], size: int, *, last: bool = False) -> bytes:
-    """Read ``size`` bytes; with ``last`` nothing may follow."""
+def _read(path: Path, file: IO[bytes], size: int) -> bytes:
+    """Read ``size`` bytes, or fewer at the end of the file."""
     parts: list[bytes] = []
     missing = size
     try:
         while missing and (part := file.read(missing)):
             parts.append(part)
             missing -= len(part)
-        beyond = bool(last and file.read(1))
     except Exception as error:  # zstandard raises an error class of its own for damaged data
-        raise CheckpointError(f"{path} cannot be decompressed: {error}") from None
-    if missing or beyond:
-        raise CheckpointError(f"{path} {'is truncated' if missing else 'has bytes at its end'}")
+        raise CheckpointError(f"{path} cannot be read: {error}") from None
     return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def _exactly(path: Path, file: IO[bytes], size: int) -> bytes:
+    data = _read(path, file, size)
+    if len(data) < size:
+        raise CheckpointError(f"{path} is truncated")
+    return data
+
+
+def _read_into(path: Path, file: IO[bytes], view: memoryview) -> None:
+    """Fill memory from a file."""
+    done = 0
+    try:
+        while done < len(view) and (got := file.readinto(view[done:])):  # type: ignore[attr-defined]
+            done += got
+    except Exception as error:  # as above
+        raise CheckpointError(f"{path} cannot be read: {error}") from None
+    if done < len(view):
+        raise CheckpointError(f"{path} is truncated")
 
 
 @contextmanager

@@ -176,7 +176,7 @@ def load_shards(
                 wanted = declared[name].dtype
                 if dtype_of is not None:
                     wanted = dtype_of(name, wanted)
-                arrived = tensor.to(device=device, dtype=wanted, copy=True)
+                arrived = tensor.to(device=device, dtype=wanted)
                 if not all_finite(arrived):
                     raise CheckpointError(f"{path}: {name} holds NaN or infinity")
                 owner, _, last = name.rpartition(".")

@@ -1,4 +1,4 @@
-"""The verb `make-checkpoint`: random weights in MAGI-1's published layout."""
+"""Verbs around MAGI-1 checkpoints: `make-checkpoint` and `calibrate`."""
 
 import shutil
 from dataclasses import replace
@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from magi_world.cli.output import emit_json, emit_pairs, say
-from magi_world.cli.worlds import AsJson
+from magi_world.cli.output import emit_json, emit_pairs, emit_table, say
+from magi_world.cli.worlds import AsJson, Device, DType
 from magi_world.errors import ConfigError
 
 _UNITS = {"GB": 10**9, "MB": 10**6, "KB": 10**3, "B": 1}
@@ -100,3 +100,88 @@ def check_disk(folder: Path, nbytes: int) -> None:
         raise ConfigError(
             f"{folder} needs {nbytes / 1e9:.1f} GB, the disk has {free / 1e9:.1f} GB left"
         )
+
+
+def calibrate(
+    model: Annotated[str, typer.Option(help="A distilled checkpoint in bfloat16.")],
+    out: Annotated[Path, typer.Option(help="Folder for the FP8 checkpoint.")],
+    prompts: Annotated[Path, typer.Option(help="Prompts of the calibration set, one a line.")],
+    images: Annotated[
+        Path | None, typer.Option(help="Folder of pictures that some of the videos begin with.")
+    ] = None,
+    image_share: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Share of such videos.")
+    ] = 0.3,
+    alpha: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Migration strength of SmoothQuant.")
+    ] = 0.45,
+    frames: Annotated[
+        int | None, typer.Option(min=1, help="New frames a video; the checkpoint's by default.")
+    ] = None,
+    size: Annotated[
+        str | None, typer.Option(help="HEIGHTxWIDTH; the checkpoint's by default.")
+    ] = None,
+    checked: Annotated[
+        int, typer.Option(min=1, help="Videos that the errors are measured on.")
+    ] = 2,
+    seed: Annotated[int, typer.Option(min=0, help="Draws steps, noise and images.")] = 0,
+    device: Device = None,
+    dtype: DType = None,
+    as_json: AsJson = False,
+) -> None:
+    """Quantise a distilled checkpoint to FP8 and say what that costs, layer by layer.
+
+    Activations are observed while videos are generated, outliers are smoothed into the weights
+    (SmoothQuant), and the published FP8 layout is written, with the errors in calibration.json.
+    """
+    import json
+    import os
+
+    from magi_world.calibration import session
+    from magi_world.checkpoints.magi1_writing import check_target
+    from magi_world.media.reading import read_image
+    from magi_world.size import parse_size
+    from magi_world.world import load
+
+    check_target(out)
+    texts = session.read_prompts(prompts)
+    files = [] if images is None else picture_files(images)
+    world = load(model, device=device, dtype=dtype)
+    if size is not None:
+        world = world.resized(*parse_size(size))
+    magi1 = session.check_calibratable(world.config, world.dit, alpha)
+    check_disk(out, sum(p.numel() for p in world.dit.parameters()) * 2)
+    height, width = world.config.height, world.config.width
+    pictures = [read_image(file, height, width) for file in files]
+    videos = session.plan_videos(magi1, texts, pictures, seed=seed, image_share=image_share)
+    result = session.calibrate(
+        world, videos, alpha=alpha, num_frames=frames, checked=checked, say=say
+    )
+    result.world.save(out, layout="magi-1")
+    report = {**result.report(), "videos": len(videos)}
+    temporary = out / "calibration.json.partial"
+    temporary.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    os.replace(temporary, out / "calibration.json")
+    say(f"wrote {out}")
+    if as_json:
+        emit_json(report)
+        return
+    print("relative L2 error against the unquantised linears, and share of clipped inputs")
+    emit_table(result.layers, tuple(result.layers[0]))
+    print("\nrelative L2 error of whole videos from the same noise")
+    emit_table(
+        [{"video": i, "error": error} for i, error in enumerate(result.latents)],
+        ("video", "error"),
+    )
+
+
+def picture_files(folder: Path) -> list[Path]:
+    """The files of a folder, by name.
+
+    Raises:
+        ConfigError: no such folder, or none in it.
+    """
+    files = sorted(path for path in folder.glob("*") if path.is_file())
+    if not files:
+        raise ConfigError(f"images {folder} is no folder with pictures")
+    return files

@@ -1,4 +1,12 @@
-"""The file behind `--prompts`: a line a chunk, or lines that say from which second they hold."""
+"""The file behind `--prompts`: a line a chunk, or lines that say from which second they hold.
+
+    0: a harbour at dawn
+    2.5: fog comes in from the sea
+    4: [kv 1,2,2,2] the inside of the lighthouse
+
+Numbers in brackets are KV ranges, the noisiest stage first, of the first chunk under their line: a
+shot that sees nothing of the last one while its layout forms begins anew.
+"""
 
 import re
 from bisect import bisect_right
@@ -7,9 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from magi_world.errors import PromptError
+from magi_world.sampling.source import ChunkPrompt
 
 # the space tells "2.5: it rains" from "10:30 in the morning"
 _TIMED = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*:\s+(.*)")
+_RANGES = re.compile(r"\[kv\s+(\d+(?:\s*,\s*\d+)*)\]\s*(.*)")
 _SLACK = 1e-6  # seconds; a chunk that begins at 1/3 s begins at "0.333333"
 
 
@@ -23,6 +33,8 @@ class PromptFile:
     """line number of each prompt, from 1"""
     seconds: tuple[float, ...] | None
     """from which second each holds, strictly ascending from 0; None: each holds for one chunk"""
+    kv_ranges: tuple[tuple[int, ...] | None, ...]
+    """KV ranges of the first chunk under each prompt; None: those of the video"""
 
     @classmethod
     def read(cls, path: Path) -> "PromptFile":
@@ -53,6 +65,11 @@ class PromptFile:
             )
         seconds = tuple(float(match[1]) for match in timed) if timed else None
         prompts = tuple(match[2].strip() for match in timed) if timed else tuple(rows)
+        ranges: list[tuple[int, ...] | None] = [None] * len(prompts)
+        for index, prompt in enumerate(prompts):
+            if match := _RANGES.fullmatch(prompt):
+                ranges[index] = tuple(int(count) for count in match[1].split(","))
+                prompts = (*prompts[:index], match[2].strip(), *prompts[index + 1 :])
         for number, prompt in zip(numbers, prompts, strict=True):
             if not prompt:
                 raise PromptError(f"{path}, line {number}: the prompt is empty")
@@ -64,10 +81,10 @@ class PromptFile:
                     raise PromptError(
                         f"{path}, line {number}: second {after:g} does not come after {before:g}"
                     )
-        return cls(path, prompts, numbers, seconds)
+        return cls(path, prompts, numbers, seconds, tuple(ranges))
 
-    def for_chunks(self, starts: Sequence[float]) -> list[str]:
-        """One prompt for each chunk.
+    def for_chunks(self, starts: Sequence[float]) -> list[ChunkPrompt]:
+        """One prompt for each chunk, with KV ranges where its line gives some.
 
         A prompt with a second holds for the chunks that begin at this second or later. With a
         line a chunk the last line holds for all chunks behind it.
@@ -75,7 +92,17 @@ class PromptFile:
         Args:
             starts: ascending seconds at which the chunks begin.
         """
-        return [self.prompts[index] for index in self._indices(starts)]
+        indices = self._indices(starts)
+        firsts = [index not in indices[:chunk] for chunk, index in enumerate(indices)]
+        return [
+            ChunkPrompt(self.prompts[index], self.kv_ranges[index] if first else None)
+            for index, first in zip(indices, firsts, strict=True)
+        ]
+
+    @property
+    def max_kv_range(self) -> int | None:
+        """Largest KV range that a line asks for."""
+        return max((max(ranges) for ranges in self.kv_ranges if ranges), default=None)
 
     def unused(self, starts: Sequence[float]) -> list[int]:
         """Numbers of the lines whose prompts hold for none of these chunks."""

@@ -186,9 +186,7 @@ def _filtered(
         yield from _pull(av, graph)
 
 
-def _graph(
-    av: Any, stream: Any, first: Any, height: int, width: int, fps: float, fit: Fit
-) -> Any:
+def _graph(av: Any, stream: Any, first: Any, height: int, width: int, fps: float, fit: Fit) -> Any:
     graph = av.filter.Graph()
     rotation = round(first.rotation / 90) * 90 % 360
     H, W = first.height, first.width

@@ -4,7 +4,7 @@ Counts are those of the steady state: a video long enough that every window is f
 chunk sees as many chunks as its KV range allows.
 """
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -208,12 +208,3 @@ def _share(groups: int, context: int, layers: int, pipeline: int) -> int:
             f"of {groups}"
         )
     return min(context, groups) * pipeline
-
-
-def resized(config: WorldConfig, height: int, width: int) -> WorldConfig:
-    """The same model for another size of pictures.
-
-    Raises:
-        ConfigError: sides that are not multiples of 16 (of the VAE's and the DiT's patches).
-    """
-    return replace(config, height=height, width=width)

@@ -87,17 +87,22 @@ def video_layout(
         chunk_width: latent frames per chunk.
         frames_per_latent: frames of a latent frame.
         prefix_latent_frames: given latent frames.
-        from_image: the prefix is an image; None: it is if it is one latent frame, as published.
+        from_image: the prefix is an image; None: it is if it is one latent frame, as published,
+            and less than a chunk (one that fills a chunk is history like any other).
         num_generated: without ``num_frames``, generated chunks.
         compat: "magi-1" counts as published.
 
     Raises:
         ConfigError: no frame, or a prefix of several latent frames that is said to be an image.
     """
-    image = prefix_latent_frames == 1 if from_image is None else from_image
-    if image and prefix_latent_frames != 1:
-        raise ConfigError(f"an image is one latent frame, the prefix has {prefix_latent_frames}")
-    if compat is not None and prefix_latent_frames == 1 and not image:
+    begins_chunk = prefix_latent_frames == 1 and chunk_width > 1
+    image = begins_chunk if from_image is None else from_image
+    if image and not begins_chunk:
+        raise ConfigError(
+            f"an image is one latent frame and less than a chunk, the prefix has "
+            f"{prefix_latent_frames} and a chunk {chunk_width}"
+        )
+    if compat is not None and begins_chunk and not image:
         raise ConfigError('compat="magi-1" takes a prefix of one latent frame as an image')
     if num_frames is not None and (not isinstance(num_frames, int) or num_frames < 1):
         raise ConfigError(f"num_frames {num_frames!r}: a whole number, 1 or more, is needed")

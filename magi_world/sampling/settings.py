@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, field, replace
+from typing import Self
 
 from magi_world.config import WorldConfig
 from magi_world.errors import ConfigError
@@ -29,6 +30,11 @@ class Savings:
     """keys and values of a prompt are computed once, not in every pass"""
     unseen_prefix: bool = True
     """prefix chunks that no generated chunk can see are not run"""
+
+    @classmethod
+    def none(cls) -> Self:
+        """All of them switched off."""
+        return cls(skip_passes=False, fixed_cache=False, caption_kv=False, unseen_prefix=False)
 
 
 @dataclass(frozen=True, kw_only=True)

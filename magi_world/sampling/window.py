@@ -149,11 +149,8 @@ class WindowSampler:
         pinned = None if prefix is None else prefix.to(self.device, torch.float32)
         self._cache_prefix(pinned)
         steps = self.plan.steps(exists=source.exists, kv_ranges_of=source.kv_ranges)
-        while True:
+        for step in steps:  # asks the source for new chunks, whose code is the caller's own
             with torch.inference_mode():
-                step = next(steps, None)
-                if step is None:
-                    return
                 self.denoise(step, source, pinned)
                 left = None if step.emitted is None else self.x[step.emitted.chunk]
             if step.emitted is not None and left is not None:

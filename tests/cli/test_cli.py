@@ -21,6 +21,8 @@ VERBS = [
     ("bench",),
     ("bench", "rollout"),
     ("bench", "env"),
+    ("generate",),
+    ("plan",),
 ]
 
 
@@ -61,6 +63,9 @@ def test_without_arguments_the_verbs_are_listed(run: Run) -> None:
         (["evaluate", "nowhere", "--out", "report"], "no world 'nowhere'"),
         (["evaluate-agent", "--seeds", "lucky"], "--seeds"),
         (["evaluate-agent", "--episodes", "0"], "--episodes"),
+        (["generate", "--out", "a.mp4", "--prompt", "a"], "--model"),
+        (["generate", "--model", "nowhere", "--prompt", "a", "--out", "a.mp4"], "no world"),
+        (["plan", "--model", "nowhere"], "no world 'nowhere'"),
         (["bench", "env", "--num-envs", "1,two"], "1,two"),
         (["bench", "env", "--num-envs", "0"], "'0'"),
         (["bench", "rollout", "--chunks", "3"], "--chunks"),

@@ -1,3 +1,4 @@
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -6,6 +7,11 @@ from hypothesis import strategies as st
 
 from magi_world.cli.prompt_file import PromptFile
 from magi_world.errors import PromptError
+
+
+def texts(file: PromptFile, starts: Sequence[float]) -> list[str]:
+    """The prompts of chunks that begin at these seconds."""
+    return [prompt.text for prompt in file.for_chunks(starts)]
 
 
 def written(folder: Path, text: str) -> PromptFile:
@@ -18,27 +24,36 @@ def test_a_line_a_chunk(tmp_path: Path) -> None:
     file = written(tmp_path, "a cat sits\n the cat jumps \n10:30 in the morning\n\n\n")
     prompts = ["a cat sits", "the cat jumps", "10:30 in the morning"]
     assert file.seconds is None
-    assert file.for_chunks([0, 1, 2]) == prompts
-    assert file.for_chunks([0, 1, 2, 3, 4]) == [*prompts, prompts[-1], prompts[-1]]
-    assert file.for_chunks([0]) == prompts[:1]
+    assert texts(file, [0, 1, 2]) == prompts
+    assert texts(file, [0, 1, 2, 3, 4]) == [*prompts, prompts[-1], prompts[-1]]
+    assert texts(file, [0]) == prompts[:1]
     assert file.unused([0]) == [2, 3]
     assert file.unused([0, 1, 2, 3]) == []
 
 
 def test_lines_with_seconds(tmp_path: Path) -> None:
     file = written(tmp_path, "0: a cat sits\n2: the cat jumps\n2.5: 時間: it lands\n")
-    assert file.for_chunks([0, 1, 2, 3, 4]) == [
+    assert texts(file, [0, 1, 2, 3, 4]) == [
         "a cat sits", "a cat sits", "the cat jumps", "時間: it lands", "時間: it lands",
     ]  # fmt: skip
     assert file.unused([0, 1, 2]) == [3]
     # the first chunk of a continuation begins inside the given video
-    assert file.for_chunks([-1 / 3, 2 / 3, 5 / 3, 8 / 3])[:2] == ["a cat sits", "a cat sits"]
+    assert texts(file, [-1 / 3, 2 / 3, 5 / 3, 8 / 3])[:2] == ["a cat sits", "a cat sits"]
 
 
 def test_windows_files_are_read(tmp_path: Path) -> None:
     path = tmp_path / "story.txt"
     path.write_bytes("\ufeff0: a cat\r\n1: a dog\r\n".encode())
-    assert PromptFile.read(path).for_chunks([0, 1]) == ["a cat", "a dog"]
+    assert texts(PromptFile.read(path), [0, 1]) == ["a cat", "a dog"]
+
+
+def test_kv_ranges_hold_for_the_first_chunk_under_their_line(tmp_path: Path) -> None:
+    file = written(tmp_path, "0: a harbour\n1: [kv 1,2, 2,6] inside\n3: [kv 1] a [b] c\n")
+    assert file.prompts == ("a harbour", "inside", "a [b] c")
+    prompts = file.for_chunks([0, 1, 2, 3, 4])
+    assert [prompt.kv_ranges for prompt in prompts] == [None, (1, 2, 2, 6), None, (1,), None]
+    assert file.max_kv_range == 6
+    assert written(tmp_path, "a [kv 1] harbour").max_kv_range is None
 
 
 @pytest.mark.parametrize(
@@ -46,6 +61,7 @@ def test_windows_files_are_read(tmp_path: Path) -> None:
     [
         ("", "no prompt"),
         (" \n\n", "no prompt"),
+        ("a cat\n[kv 1,1,1,1]\n", "line 2: the prompt is empty"),
         ("a cat\n\na dog\n", "line 2: the prompt is empty"),
         ("0: a cat\na dog\n", "line 2: 'a dog' does not begin with"),
         ("a cat\n1: a dog\n", "line 1: 'a cat' does not begin with"),
@@ -80,6 +96,6 @@ def test_a_prompt_holds_from_its_second_on(
     file = written(tmp_path_factory.mktemp("prompts"), text)
     expected = [f"prompt {max(t for t in tenths if t <= start)}" for start in starts]
     seconds = [start / 10 for start in starts]
-    assert file.for_chunks(seconds) == expected
+    assert texts(file, seconds) == expected
     said = {int(prompt.split()[1]) for prompt in expected}
     assert file.unused(seconds) == [n for n, t in enumerate(tenths, start=1) if t not in said]

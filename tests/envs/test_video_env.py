@@ -18,6 +18,7 @@ from gymnasium.utils.env_checker import check_env, data_equivalence
 from PIL import Image
 
 import magi_world  # noqa: F401 (registers the environments)
+from magi_world.checkpoints.random_presets import random_preset
 from magi_world.envs.spaces import PromptSpace
 from magi_world.envs.video_env import NEUTRAL_PROMPT, VideoEnv
 from magi_world.envs.wrappers import CallableReward, LastFrame
@@ -125,7 +126,7 @@ def test_an_episode_is_endless_unless_a_horizon_ends_it(model: str) -> None:
     assert env.horizon is None
     env = VideoEnv(model, prompt="a cat", horizon=2)
     env.reset(seed=0)
-    ends = []
+    ends: list[bool] = []
     while not any(ends):
         *_, terminated, truncated, _ = env.step("a cat")
         ends = [terminated, truncated]
@@ -148,9 +149,7 @@ def rewards(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
 
 
 @pytest.mark.parametrize("observations", ["frames", "latent", "both"])
-def test_a_named_function_rewards(
-    observations: str, model: str, rewards: types.ModuleType
-) -> None:
+def test_a_named_function_rewards(observations: str, model: str, rewards: types.ModuleType) -> None:
     keywords: dict[str, Any] = {"prompt": "a cat", "observations": observations}
     env = VideoEnv(model, reward="my_rewards:brightness", **keywords)
     twin = VideoEnv(model, prompt="a cat")
@@ -243,9 +242,7 @@ def test_a_reward_that_is_no_number_is_named(model: str, rewards: types.ModuleTy
 
 @pytest.mark.parametrize("actions", ["text", "discrete"])
 @pytest.mark.parametrize("observations", ["frames", "latent", "both"])
-def test_gymnasium_is_content(
-    actions: str, observations: str, model: str, image_path: str
-) -> None:
+def test_gymnasium_is_content(actions: str, observations: str, model: str, image_path: str) -> None:
     env = gym.make(
         ID, model=model, image=image_path, actions=actions, observations=observations,
         prompts=["stay", "jump"],
@@ -271,3 +268,52 @@ def test_frames_are_rendered(model: str) -> None:
     assert len(env.render()) == 8
     env.close()
     assert env.metadata["render_fps"] == 35
+
+
+@pytest.fixture(scope="module")
+def magi1_path(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A tiny checkpoint in MAGI-1's published layout."""
+    folder = tmp_path_factory.mktemp("checkpoints") / "tiny"
+    random_preset("tiny-distill").write(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize("start", ["image", "video", "prompt"])
+def test_a_magi1_checkpoint_is_an_environment(
+    start: str,
+    magi1_path: str,
+    image_path: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    long_video = str(tmp_path / "long.mp4")
+    with VideoWriter(long_video, fps=24, height=32, width=48) as writer:
+        writer.append(picture(2, frames=60)[:, :32, :48])
+    begin = {"image": image_path, "video": long_video, "prompt": "a cat"}[start]
+    keywords: dict[str, Any] = {start: begin}
+    env = gym.make(ID, model=magi1_path, size="32x48", steps=4, **keywords)
+    first, info = env.reset(seed=0)
+    assert first.shape == (24, 32, 48, 3) and first in env.observation_space
+    assert info["prompt"] == ("a cat" if start == "prompt" else "")
+    prompts = ["the cat jumps", "it lands", "x" * 30]
+    for index, prompt in enumerate(prompts, start=1):
+        observation, reward, terminated, truncated, info = env.step(prompt)
+        assert observation.shape == (24, 32, 48, 3)
+        assert (reward, terminated, truncated) == (0.0, False, False)
+        assert info["chunk"] == index
+    again, _ = env.reset(seed=0)
+    assert (again == first).all()
+
+
+def test_a_step_of_a_magi1_checkpoint_repeats_with_its_seed(
+    magi1_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    envs = [VideoEnv(magi1_path, size="32x32", steps=4, prompt="a cat") for _ in range(2)]
+    for env in envs:
+        env.reset(seed=5)
+    one, two = (env.step("a dog") for env in envs)
+    assert data_equivalence(one, two, exact=True)
+    with pytest.raises(ConfigError, match="33x32"):
+        VideoEnv(magi1_path, size="33x32", prompt="a cat")

@@ -48,9 +48,8 @@ def _linear(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     weight = inputs["weight_bits"].view(torch.float8_e4m3fn)
     assert torch.equal(weight.float(), inputs["weight_float"])
     linear = Fp8Linear(weight.shape[2], weight.shape[1], smooth="smooth_scale" in inputs)
-    scales = {name: inputs[name] for name in ("weight_scale", "input_scale", "smooth_scale")
-              if name in inputs}  # fmt: skip
-    linear.load_state_dict({"weight": weight, **scales})
+    names = linear.state_dict().keys() - {"weight"}
+    linear.load_state_dict({"weight": weight} | {name: inputs[name] for name in names})
     x = inputs["x"]
     # a bfloat16 linear that is given float32 does the same arithmetic and rounds at the end
     return {

@@ -255,7 +255,7 @@ class _Source:
     ) -> None:
         self._conditions, self._dit, self._config = conditions, dit, config
         self.whole_noise = noise
-        self._noise = noise[0].split(config.chunk_width, dim=1)
+        self._noise: tuple[Tensor, ...] = noise[0].split(config.chunk_width, dim=1)
 
     def _remaining(self, chunk: int) -> int:
         return len(self._noise) - chunk - 1

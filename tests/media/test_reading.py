@@ -30,7 +30,7 @@ def corners(frame: Frames) -> list[str]:
     """Colour near each corner, clockwise from the top left."""
     names = {(1, 0, 0): "red", (0, 1, 0): "green", (0, 0, 1): "blue", (1, 1, 1): "white"}
     points = [frame[3, 3], frame[3, -4], frame[-4, -4], frame[-4, 3]]
-    return [names.get(tuple(int(c > 100) for c in p), "black") for p in points]
+    return [names.get((p[0] > 100, p[1] > 100, p[2] > 100), "black") for p in points]
 
 
 def write_video(path: Path, frames: Frames, rate: int) -> Path:
@@ -213,7 +213,7 @@ def test_wrong_arguments_come_before_the_file() -> None:
         read_image("absent", 8, 8, fit="squeeze")  # type: ignore[arg-type]
     for arguments in ({"fps": 0}, {"fps": 24, "max_frames": 0}, {"fps": 24, "keep": "middle"}):
         with pytest.raises(ConfigError, match="fps"):
-            read_video("absent", 8, 8, **arguments)  # type: ignore[arg-type]
+            read_video("absent", 8, 8, **arguments)
 
 
 def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,7 +36,7 @@ def model(**changes: Any) -> WorldConfig:
         "num_query_groups": 2, "kv_channels": 16, "caption_channels": 32,
         "caption_max_length": 800,
     } | changes  # fmt: skip
-    magi1 = Magi1Config(num_steps=8, window=window, distill=distill, cfg_number=1 if distill else 3)
+    magi1 = Magi1Config(num_steps=4, window=window, distill=distill, cfg_number=1 if distill else 3)
     return WorldConfig(
         dit=DiTConfig(**shape), vae=VAE, magi1=magi1, height=128, width=128, fps=24,
         sampling=SamplingConfig(chunk_width=6, kv_range=5, clean_null_caption=True),
@@ -116,15 +116,15 @@ def test_denoising_takes_what_the_plan_says(changes: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("height", "width", "frames"),
-    [(64, 64, 12), (128, 256, 24), (256, 256, 24), (480, 640, 24), (272, 832, 24)],
-)
-@pytest.mark.parametrize("embed_dim", [32, 512])
+    ("height", "width", "frames", "embed_dim"),
+    [
+        (64, 64, 12, 32), (64, 64, 12, 512), (128, 256, 24, 32), (256, 256, 24, 32),
+        (480, 640, 24, 32),
+    ],
+)  # fmt: skip
 def test_decoding_takes_what_the_plan_says(
     height: int, width: int, frames: int, embed_dim: int
 ) -> None:
-    if embed_dim == 512 and height * width > 256 * 256:
-        pytest.skip("the same formula, slow")
     config = replace(VAE, embed_dim=embed_dim, use_final_proj=embed_dim < 256)
     vae = VitVAE(config).requires_grad_(False)
     z = torch.zeros(1, 16, frames // 4, height // 8, width // 8)

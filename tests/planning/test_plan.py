@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from magi_world.errors import ConfigError
 from magi_world.planning import memory
-from magi_world.planning.plan import PlanRequest, make_plan, resized
+from magi_world.planning.model import resized
+from magi_world.planning.plan import PlanRequest, make_plan
 from magi_world.planning.presets import PRESETS
 from magi_world.planning.steady import SteadyState
 from magi_world.sampling.settings import GenerateSettings
@@ -30,7 +31,7 @@ def test_tokens_and_keys_are_those_of_the_table(
     height: int, width: int, tokens: int, small: float, large: float
 ) -> None:
     for name, mib in (("magi1-4.5b", small), ("magi1-24b", large)):
-        plan = make_plan(resized(PRESETS[name], height, width))
+        plan = make_plan(resized(PRESETS[name], (height, width)))
         assert plan.tokens_per_chunk == tokens
         assert plan.kv_bytes_per_chunk / MIB == pytest.approx(mib, abs=0.051)
         assert plan.kv_chunks == 8
@@ -76,7 +77,9 @@ def test_a_distilled_model_takes_one_pass_and_a_blend() -> None:
 def test_the_published_hardware_fits() -> None:
     # spec section 7.5: 4.5B distilled, FP8, window 1 in 12 GB; cache in host memory
     small = PRESETS["magi1-4.5b-distill-fp8"]
-    plan = make_plan(resized(small, 480, 832), PlanRequest(window=1, offload_kv=True, num_steps=16))
+    plan = make_plan(
+        resized(small, (480, 832)), PlanRequest(window=1, offload_kv=True, num_steps=16)
+    )
     assert plan.fits(12 * 10**9)
     assert not make_plan(PRESETS["magi1-24b"]).fits(24 * 2**30)
 
@@ -89,7 +92,7 @@ def test_the_published_hardware_fits() -> None:
     ranges=st.lists(st.integers(1, 8), min_size=1, max_size=4).filter(lambda r: len(r) != 3),
 )
 def test_memory_grows_with_everything(name: str, side: int, window: int, ranges: list[int]) -> None:
-    config = resized(PRESETS[name], 16 * side, 32 * side)
+    config = resized(PRESETS[name], (16 * side, 32 * side))
     request = PlanRequest(window=window, kv_ranges=tuple(ranges), num_steps=64)
     plan = make_plan(config, request)
     wider = make_plan(replace(config, width=config.width + 16), request)
@@ -139,7 +142,7 @@ def test_what_cannot_run_is_named(values: dict[str, object], words: str) -> None
 
 def test_sizes_are_whole_patches() -> None:
     with pytest.raises(ConfigError, match="480x840"):
-        resized(PRESETS["magi1-4.5b"], 480, 840)
+        resized(PRESETS["magi1-4.5b"], (480, 840))
 
 
 def test_keys_and_values_by_hand() -> None:

@@ -9,12 +9,17 @@ import torch
 from torch import Tensor
 
 from magi_world.errors import PromptError
+from magi_world.sampling.generate import GenerateSettings, Generation, generate
 from magi_world.text.special_tokens import TokenOptions
 from magi_world.world import World
 
 CHANNELS = 24
 WIDTH = 2
 """latent frames of a chunk"""
+F = 4 * WIDTH
+"""frames of a chunk"""
+SIZE = (16, WIDTH, 4, 6)
+"""latents of a chunk"""
 
 
 class StubText:
@@ -107,3 +112,24 @@ def tiny_magi1(
     for name, module in world.modules().items():
         module.load_state_dict(weights[name])
     return world
+
+
+def video(world: World, prompts: Any = "a", chunks: int | None = 5, **keywords: Any) -> Generation:
+    chosen = {k: keywords.pop(k) for k in ("prefix", "noise", "from_image") if k in keywords}
+    frames = None if chunks is None else chunks * F
+    return generate(
+        world, prompts, num_frames=frames, settings=GenerateSettings(**keywords), **chosen
+    )
+
+
+def latents(world: World, prompts: Any = "a", chunks: int | None = 5, **keywords: Any) -> Tensor:
+    return torch.cat([c.latents for c in video(world, prompts, chunks, **keywords)], dim=1)
+
+
+def close(one: Tensor, other: Tensor, atol: float = 2e-4) -> bool:
+    return one.shape == other.shape and torch.allclose(one, other, atol=atol, rtol=0)
+
+
+def pinned(frames: int, seed: int = 1) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(16, frames, 4, 6, generator=generator)
