@@ -44,13 +44,13 @@ train-doom: $(VENV)/test.stamp
 	$(BIN)/magi-world collect doom-take-cover --out $(DOOM)/data --chunks 60000 --name doom-take-cover/round0-v0
 	$(BIN)/magi-world train-world doom_take_cover --data $(DOOM)/data --out $(DOOM)/round0 \
 		--set dit.objective=flow
-	$(BIN)/magi-world train-agent --world $(DOOM)/round0/world --out $(DOOM)/agent0
+	$(BIN)/magi-world train-agent --world $(DOOM)/round0/world --out $(DOOM)/agent0 --starts-from $(DOOM)/round0
 	$(BIN)/magi-world collect doom-take-cover --out $(DOOM)/data --chunks 48000 --name doom-take-cover/round1-v0 \
 		--first-episode 2000 --agent $(DOOM)/agent0 --world $(DOOM)/round0/world
 	$(BIN)/magi-world train-world doom_take_cover --data $(DOOM)/data --out $(DOOM)/round1 \
 		--init $(DOOM)/round0/world --stage dit --stage outcome
 	$(BIN)/magi-world evaluate $(DOOM)/round1/world --data $(DOOM)/data --out $(DOOM)/report
-	$(BIN)/magi-world train-agent --world $(DOOM)/round1/world --out $(DOOM)/agent
+	$(BIN)/magi-world train-agent --world $(DOOM)/round1/world --out $(DOOM)/agent --starts-from $(DOOM)/round1
 	$(BIN)/magi-world evaluate-agent --world $(DOOM)/round1/world --agent $(DOOM)/agent
 
 # torch comes first and alone: it is the one package with an index of its own.

@@ -108,7 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         minutes=None if given.steps else given.minutes,
         # a hit that does not kill is worth avoiding too; it never counts in a score
         signal_weights={"damage": -1.0} if has_signal(world, "damage") else {},
-        horizon=12,
+        horizon=2,
     )
     agent = train(world, args, given.out / "agent")
 
