@@ -1,5 +1,6 @@
 """Fixtures that several folders use."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +10,10 @@ from hypothesis import settings
 
 from magi_world.world import World, load
 from tests.tiny_world import make_tiny_world
+
+if not torch.cuda.is_available():
+    # Triton kernels run in its interpreter, which has to be chosen before triton is imported
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 # timings depend on the machine, and the machine may be busy
 settings.register_profile("magi_world", deadline=None)

@@ -1,6 +1,21 @@
 """Block-range attention: one call for every mask that is a short list of slices."""
 
-from magi_world.kernels.attention.dispatch import Backend, attention
-from magi_world.kernels.attention.slices import AttnSlices, SliceError
+from magi_world.kernels.attention import builders
+from magi_world.kernels.attention.choice import Backend, Choice, explain
+from magi_world.kernels.attention.device_slices import DeviceSlices
+from magi_world.kernels.attention.dispatch import attention
+from magi_world.kernels.attention.errors import BackendError, BackendMissing, SliceError
+from magi_world.kernels.attention.slices import AttnSlices
 
-__all__ = ["AttnSlices", "Backend", "SliceError", "attention"]
+__all__ = [
+    "AttnSlices",
+    "Backend",
+    "BackendError",
+    "BackendMissing",
+    "Choice",
+    "DeviceSlices",
+    "SliceError",
+    "attention",
+    "builders",
+    "explain",
+]

@@ -1,97 +1,22 @@
 """Attention through torch's scaled_dot_product_attention, one call per shape of segment.
 
 Rows that see the same number of keys are gathered into one batch, so a mask of a thousand slices
-costs a handful of calls, and no mask of the size of the sequence is built.
+costs a handful of calls. Rows under sloping slices are cut into blocks, so that no mask of the
+size of the sequence is built. On a CPU the kernels are called directly, forward and backward: that
+brings the log-sum-exp, its gradient and sinks. Elsewhere the log-sum-exp is computed beside them.
 """
 
 import math
-from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from magi_world.kernels.attention.slices import AttnSlices, Segment
+from magi_world.kernels.attention.autograd import Kernel, Settings, add_sink, run
+from magi_world.kernels.attention.sdpa_plan import Plan, plan_of
+from magi_world.kernels.attention.slices import AttnSlices
 
 # Shape suffixes: B segments in a group, T tokens, H query heads, G key heads, D channels.
-
-
-@dataclass(frozen=True, eq=False)
-class _Group:
-    """Segments of one shape: B of them, `num_queries` rows and `num_keys` keys each."""
-
-    num_queries: int
-    num_keys: int
-    count: int
-    q_start: int | None
-    """first row when the rows of the segments follow each other, else None"""
-    q_rows: Tensor
-    k_start: int | None
-    k_rows: Tensor
-    mask: Tensor | None
-    """None, or booleans `[B, 1, num_queries or 1, num_keys]`"""
-    dead: Tensor | None
-    """None, or booleans `[B, num_queries]`: rows that see no key"""
-
-
-def _contiguous(rows: NDArray[np.int64]) -> int | None:
-    first = int(rows[0]) if rows.size else 0
-    return first if np.array_equal(rows, np.arange(first, first + rows.size)) else None
-
-
-def _key_rows(segment: Segment, key_block: int | None) -> NDArray[np.int64]:
-    """Key rows that the segment works on: its block, or all rows between its first and last."""
-    if key_block is not None:
-        block = segment.slices[0][2] // key_block
-        return np.arange(block * key_block, (block + 1) * key_block)
-    return np.unique(np.concatenate([np.arange(row[2], row[3]) for row in segment.slices]))
-
-
-def _segment_mask(segment: Segment, keys: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Which of the keys each row sees, `[rows, keys]`; one row when all rows are alike."""
-    left, right = segment.intervals()
-    if segment.full:
-        left, right = left[:, :1], right[:, :1]
-    inside = (keys >= left[..., None]) & (keys < right[..., None])  # [slices, rows, keys]
-    seen: NDArray[np.bool_] = np.logical_or.reduce(inside, axis=0)
-    return seen
-
-
-@torch.inference_mode(False)  # kept with the mask, which training may use next
-def _plan(slices: AttnSlices, device: torch.device) -> list[_Group]:
-    """Group the segments of a mask by shape."""
-    collected: dict[tuple[int, int, bool], list[tuple[Segment, NDArray[np.int64]]]] = {}
-    for segment in slices.segments:
-        keys = _key_rows(segment, slices.key_block)
-        shape = (segment.end - segment.start, keys.size, segment.full)
-        collected.setdefault(shape, []).append((segment, keys))
-    groups = []
-    for (num_queries, num_keys, full), members in collected.items():
-        q_rows = np.concatenate([np.arange(s.start, s.end) for s, _ in members])
-        k_rows = np.concatenate([keys for _, keys in members])
-        mask = dead = None
-        if not full or slices.key_block is not None:
-            seen = np.stack([_segment_mask(s, keys) for s, keys in members])
-            none_seen = ~seen.any(axis=-1)
-            if none_seen.any():
-                # let such a row look at its first key, its output is set to zero afterwards
-                seen[..., 0] |= none_seen
-                dead = torch.from_numpy(
-                    np.broadcast_to(none_seen, (len(members), num_queries)).copy()
-                ).to(device)
-            mask = torch.from_numpy(seen[:, None]).to(device)
-        groups.append(
-            _Group(
-                num_queries, num_keys, len(members),
-                _contiguous(q_rows), torch.from_numpy(q_rows).to(device),
-                _contiguous(k_rows), torch.from_numpy(k_rows).to(device),
-                mask, dead,
-            )
-        )  # fmt: skip
-    return groups
 
 
 def _take(x_THD: Tensor, start: int | None, rows: Tensor, count: int) -> Tensor:
@@ -101,78 +26,204 @@ def _take(x_THD: Tensor, start: int | None, rows: Tensor, count: int) -> Tensor:
     return grouped
 
 
+def _fold(x_BHTD: Tensor, share: int) -> Tensor:
+    """Heads that share keys as more rows, `[B, G, share * rows, D]`: no key is copied."""
+    folded: Tensor = x_BHTD.unflatten(1, (-1, share)).flatten(2, 3)
+    return folded
+
+
+def _unfold(x_BGTD: Tensor, share: int) -> Tensor:
+    heads: Tensor = x_BGTD.unflatten(2, (share, -1)).flatten(1, 2)
+    return heads
+
+
+def _heads(x_BGTD: Tensor, share: int) -> Tensor:
+    """Keys or values once for every query head."""
+    return x_BGTD.repeat_interleave(share, dim=1)
+
+
 def _group_attention(
-    q_BHTD: Tensor, k_BHTD: Tensor, v_BHTD: Tensor, mask: Tensor | None, scale: float
+    q_BHTD: Tensor, k_BHTD: Tensor, v_BHTD: Tensor, bias: Tensor | None, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """Output `[B, H, rows, D]` and log-sum-exp `[B, H, rows]` of one group."""
-    if q_BHTD.device.type == "cpu":
-        bias = None
-        if mask is not None:
-            bias = torch.zeros(mask.shape, dtype=q_BHTD.dtype).masked_fill_(~mask, -math.inf)
-        out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            q_BHTD, k_BHTD, v_BHTD, 0.0, False, attn_mask=bias, scale=scale
-        )
-        return out, lse
-    out = F.scaled_dot_product_attention(q_BHTD, k_BHTD, v_BHTD, attn_mask=mask, scale=scale)
-    with torch.no_grad():  # the public function keeps its log-sum-exp to itself
-        scores = (q_BHTD.float() @ k_BHTD.float().transpose(-1, -2)) * scale
-        if mask is not None:
-            scores = scores.masked_fill(~mask, -math.inf)
-        lse = scores.logsumexp(-1)
+    """On a CPU: output `[B, H, rows, D]` and log-sum-exp `[B, H, rows]` of one group."""
+    out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        q_BHTD, k_BHTD, v_BHTD, 0.0, False, attn_mask=bias, scale=scale
+    )
     return out, lse
 
 
-def attention_sdpa(
-    q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor, slices: AttnSlices, *, scale: float
+def _forward(
+    q: Tensor, k: Tensor, v: Tensor, sink_H: Tensor | None, settings: Settings
 ) -> tuple[Tensor, Tensor]:
-    """See :func:`magi_world.kernels.attention.attention`.
-
-    The gradient reaches q, k and v through the output; ``lse`` carries none.
-    """
-    T, H, D = q_THD.shape
-    # called directly, the CPU kernel reads channels as neighbours whatever their stride is
-    q_THD, k_TGD, v_TGD = (
-        x if x.stride(-1) == 1 else x.contiguous() for x in (q_THD, k_TGD, v_TGD)
-    )
-    key = f"sdpa {q_THD.device}"
-    plans: dict[str, Any] = slices.plans
-    if key not in plans:
-        plans[key] = _plan(slices, q_THD.device)
-    groups: list[_Group] = plans[key]
-    share = H // k_TGD.shape[1]
-    lse_dtype = torch.float64 if q_THD.dtype == torch.float64 else torch.float32
-    parts_out, parts_lse = [], []
-    for group in groups:
-        q = _take(q_THD, group.q_start, group.q_rows, group.count)
-        k = _take(k_TGD, group.k_start, group.k_rows, group.count)
-        v = _take(v_TGD, group.k_start, group.k_rows, group.count)
-        if share > 1 and (group.mask is None or group.mask.shape[-2] == 1):
-            # all rows see the same keys: heads that share keys become more rows, no key is copied
-            folded = q.unflatten(1, (-1, share)).flatten(2, 3)
-            out, lse = _group_attention(folded, k, v, group.mask, scale)
-            out = out.unflatten(2, (share, -1)).flatten(1, 2)
-            lse = lse.unflatten(2, (share, -1)).flatten(1, 2)
-        else:
-            if share > 1:
-                k, v = k.repeat_interleave(share, dim=1), v.repeat_interleave(share, dim=1)
-            out, lse = _group_attention(q, k, v, group.mask, scale)
+    """On a CPU: output and log-sum-exp by the kernel that torch's function calls."""
+    T, H, D = q.shape
+    share = H // k.shape[1]
+    plan: Plan = settings.plan
+    outs, lses = [], []
+    for group in plan.groups:
+        q_BHTD = _take(q, group.q_start, group.q_rows, group.count)
+        k_BHTD = _take(k, group.k_start, group.k_rows, group.count)
+        v_BHTD = _take(v, group.k_start, group.k_rows, group.count)
+        if share > 1 and group.alike:
+            q_BHTD = _fold(q_BHTD, share)
+        elif share > 1:
+            k_BHTD, v_BHTD = _heads(k_BHTD, share), _heads(v_BHTD, share)
+        bias = group.bias(q.dtype)
+        out, lse = _group_attention(q_BHTD, k_BHTD, v_BHTD, bias, settings.scale)
+        if share > 1 and group.alike:
+            out, lse = _unfold(out, share), lse.unflatten(2, (share, -1)).flatten(1, 2)
         if group.dead is not None:
             out = out.masked_fill(group.dead[:, None, :, None], 0.0)
             lse = lse.masked_fill(group.dead[:, None], -math.inf)
-        parts_out.append(out.transpose(1, 2).reshape(-1, H, D))
-        parts_lse.append(lse.detach().to(lse_dtype).transpose(1, 2).reshape(-1, H))
-    covered = sum(group.q_rows.numel() for group in groups)
-    if len(groups) == 1 and covered == T and groups[0].q_start == 0:
-        return parts_out[0], parts_lse[0]
-    rows = "sdpa rows " + str(q_THD.device)
-    if rows not in plans:
-        with torch.inference_mode(False):
-            none = torch.empty(0, dtype=torch.int64, device=q_THD.device)
-            plans[rows] = torch.cat([none, *(group.q_rows for group in groups)])
-    order: Tensor = plans[rows]
-    out_THD = q_THD.new_zeros(T, H, D)
-    lse_TH = torch.full((T, H), -math.inf, dtype=lse_dtype, device=q_THD.device)
-    if parts_out:
-        out_THD = out_THD.index_copy(0, order, torch.cat(parts_out))
-        lse_TH.index_copy_(0, order, torch.cat(parts_lse))
-    return out_THD, lse_TH
+        outs.append(out.transpose(1, 2).reshape(-1, H, D))
+        lses.append(lse.transpose(1, 2).reshape(-1, H))
+    wide = torch.promote_types(q.dtype, torch.float32)
+    if plan.whole and plan.rows.numel() == T:
+        out_THD, lse_TH = outs[0], lses[0].to(wide)
+    else:
+        out_THD = q.new_zeros(T, H, D)
+        lse_TH = q.new_full((T, H), -math.inf, dtype=wide)
+        for group, out, lse in zip(plan.groups, outs, lses, strict=True):
+            if group.q_start is None:
+                out_THD.index_copy_(0, group.q_rows, out)
+                lse_TH.index_copy_(0, group.q_rows, lse.to(wide))
+            else:
+                rows = slice(group.q_start, group.q_start + group.q_rows.numel())
+                out_THD[rows], lse_TH[rows] = out, lse
+    return (out_THD, lse_TH) if sink_H is None else add_sink(out_THD, lse_TH, sink_H)
+
+
+def _backward(
+    d_out: Tensor,
+    d_lse: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    settings: Settings,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """On a CPU: every group adds to the same gradients."""
+    H, D = q.shape[1:]
+    share = H // k.shape[1]
+    if d_lse is not None:
+        # the kernel forms sum_d out * d_out by itself: one more channel adds -d_lse to it
+        nothing = torch.zeros_like(q[..., :1])
+        q = torch.cat([q, nothing], -1)
+        k, v = (F.pad(x, (0, 1)) for x in (k, v))
+        out = torch.cat([out, -d_lse.to(out.dtype)[..., None]], -1)
+        d_out = torch.cat([d_out, nothing + 1], -1)
+    d_out = d_out if d_out.stride(-1) == 1 else d_out.contiguous()
+    plan: Plan = settings.plan
+    totals = [_Total(x) for x in (q, k, v)]
+    for group in plan.groups:
+        rows = [_take(x, group.q_start, group.q_rows, group.count) for x in (q, d_out, out)]
+        keys = [_take(x, group.k_start, group.k_rows, group.count) for x in (k, v)]
+        lse_BHT = _take(lse[..., None], group.q_start, group.q_rows, group.count)[..., 0]
+        if group.dead is not None:  # they look at a key: exp(s - lse) has to be 0
+            lse_BHT = lse_BHT.masked_fill(group.dead[:, None], math.inf)
+        fold = share > 1 and group.alike
+        if fold:
+            rows = [_fold(x, share) for x in rows]
+            lse_BHT = lse_BHT.unflatten(1, (-1, share)).flatten(2, 3)
+        elif share > 1:
+            keys = [_heads(x, share) for x in keys]
+        dq, dk, dv = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+            rows[1], rows[0], *keys, rows[2], lse_BHT, 0.0, False,
+            attn_mask=group.bias(q.dtype), scale=settings.scale,
+        )  # fmt: skip
+        if fold:
+            dq = _unfold(dq, share)
+        elif share > 1:
+            dk, dv = (x.unflatten(1, (-1, share)).sum(2) for x in (dk, dv))
+        totals[0].add(group.q_start, group.q_rows, dq)
+        totals[1].add(group.k_start, group.k_rows, dk)
+        totals[2].add(group.k_start, group.k_rows, dv)
+    d_q, d_k, d_v = (total.value() for total in totals)
+    return d_q[..., :D], d_k[..., :D], d_v[..., :D]
+
+
+class _Total:
+    """A gradient that groups add to; a single part that is all of it is not copied."""
+
+    def __init__(self, like_THD: Tensor) -> None:
+        self.like = like_THD
+        self.sum: Tensor | None = None
+
+    def add(self, start: int | None, rows: Tensor, part_BHTD: Tensor) -> None:
+        """Add what a group gives; rows that occur twice are added twice."""
+        part = part_BHTD.transpose(1, 2).flatten(0, 1)
+        if self.sum is None and start == 0 and part.shape == self.like.shape:
+            self.sum = part
+            return
+        if self.sum is None:
+            self.sum = self.like.new_zeros(self.like.shape)
+        if start is None:
+            self.sum.index_add_(0, rows, part)
+        else:
+            self.sum[start : start + rows.numel()] += part
+
+    def value(self) -> Tensor:
+        return self.like.new_zeros(self.like.shape) if self.sum is None else self.sum
+
+
+_KERNEL = Kernel(_forward, _backward)
+
+
+def _elsewhere(
+    q: Tensor, k: Tensor, v: Tensor, sink_H: Tensor | None, settings: Settings
+) -> tuple[Tensor, Tensor]:
+    """On other devices: torch's function, which keeps its log-sum-exp to itself."""
+    T, H, D = q.shape
+    share = H // k.shape[1]
+    plan: Plan = settings.plan
+    wide = torch.promote_types(q.dtype, torch.float32)
+    outs, lses = [q.new_zeros(0, H, D)], [q.new_zeros(0, H, dtype=wide)]
+    for group in plan.groups:
+        q_BHTD = _take(q, group.q_start, group.q_rows, group.count)
+        k_BHTD = _heads(_take(k, group.k_start, group.k_rows, group.count), share)
+        v_BHTD = _heads(_take(v, group.k_start, group.k_rows, group.count), share)
+        mask = group.mask()
+        out = F.scaled_dot_product_attention(
+            q_BHTD, k_BHTD, v_BHTD, attn_mask=mask, scale=settings.scale
+        )
+        scores = (q_BHTD.to(wide) @ k_BHTD.to(wide).mT) * settings.scale
+        if mask is not None:
+            scores = scores.masked_fill(~mask, -math.inf)
+        lse = scores.logsumexp(-1)
+        if group.dead is not None:
+            out = out.masked_fill(group.dead[:, None, :, None], 0.0)
+            lse = lse.masked_fill(group.dead[:, None], -math.inf)
+        outs.append(out.transpose(1, 2).reshape(-1, H, D))
+        lses.append(lse.transpose(1, 2).reshape(-1, H))
+    out_THD = q.new_zeros(T, H, D).index_copy(0, plan.rows, torch.cat(outs))
+    lse_TH = q.new_full((T, H), -math.inf, dtype=wide).index_copy(0, plan.rows, torch.cat(lses))
+    return (out_THD, lse_TH) if sink_H is None else add_sink(out_THD, lse_TH, sink_H)
+
+
+def attention_sdpa(
+    q_THD: Tensor,
+    k_TGD: Tensor,
+    v_TGD: Tensor,
+    slices: AttnSlices,
+    *,
+    scale: float,
+    sink: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """See :func:`magi_world.kernels.attention.attention`.
+
+    On a CPU half precision is computed in float32 and rounded once, because torch's kernel there
+    rounds the probabilities.
+    """
+    device = q_THD.device
+    settings = Settings(scale, 0.0, plan_of(slices, device))
+    if device.type != "cpu":
+        wide = torch.promote_types(q_THD.dtype, torch.float32)
+        one = None if sink is None else sink.to(wide).reshape(-1, q_THD.shape[1]).logsumexp(0)
+        return _elsewhere(q_THD, k_TGD, v_TGD, one, settings)
+    # called directly, the CPU kernel reads channels as neighbours whatever their stride is
+    q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q_THD, k_TGD, v_TGD))
+    if q.dtype in (torch.float16, torch.bfloat16):
+        out, lse = run(_KERNEL, q.float(), k.float(), v.float(), sink, settings)
+        return out.to(q.dtype), lse
+    return run(_KERNEL, q, k, v, sink, settings)

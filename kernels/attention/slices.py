@@ -18,16 +18,24 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-Slice = tuple[int, int, int, int, int]
-
-
-class SliceError(ValueError):
-    """A slice list that is no mask: the slice and what is wrong with it."""
+from magi_world.kernels.attention.drawing import draw_text, plot_intervals
+from magi_world.kernels.attention.errors import SliceError
+from magi_world.kernels.attention.geometry import (
+    Slice,
+    bounds,
+    crop_slice,
+    merge_intervals,
+    slice_area,
+    slices_from_intervals,
+    transpose_slice,
+)
 
 
 @dataclass(frozen=True, eq=False)
 class AttnSlices:
     """An immutable mask over packed tokens; build it with :meth:`from_list`.
+
+    Masks in common use are built by :mod:`magi_world.kernels.attention.builders`.
 
     Attributes:
         rows: the slices, `(q_start, q_end, k_start, k_end, type)` each.
@@ -38,16 +46,23 @@ class AttnSlices:
 
     rows: tuple[Slice, ...]
     key_block: int | None = None
-    plans: dict[str, Any] = field(default_factory=dict, repr=False)
+    plans: dict[Any, Any] = field(default_factory=dict, repr=False)
     """what backends derived from the mask, kept because masks are reused call after call"""
 
     @classmethod
-    def from_list(cls, slices: Iterable[Sequence[int]], *, key_block: int | None = None) -> Self:
+    def from_list(
+        cls,
+        slices: Iterable[Sequence[int]],
+        *,
+        key_block: int | None = None,
+        union: bool = False,
+    ) -> Self:
         """Build and check a mask.
 
         Args:
-            slices: `(q_start, q_end, k_start, k_end, type)` each; empty ranges are fine.
+            slices: `(q_start, q_end, k_start, k_end, type)` each; slices without cells are fine.
             key_block: see the class.
+            union: where slices overlap, replace all by slices that cover the same cells once.
 
         Raises:
             SliceError: a slice of wrong form, a cell covered twice, or keys across two blocks.
@@ -68,8 +83,21 @@ class AttnSlices:
                 if k_start // key_block != (k_end - 1) // key_block:
                     raise SliceError(f"slice {row} crosses a border of key blocks of {key_block}")
             rows.append((q_start, q_end, k_start, k_end, kind))
+        segments = _segments(rows)
+        double = next((pair for s in segments if (pair := _double_cells(s))), None)
+        if double and not union:
+            raise SliceError(
+                f"slices {double[0]} and {double[1]} cover the same cells; "
+                "union=True makes one mask of them"
+            )
+        if double:
+            overlapping = cls(tuple(rows), plans={"segments": segments})
+            rows = slices_from_intervals(*overlapping.row_intervals())
+            segments = _segments(rows)
+        if key_block is not None:
+            _refuse_two_blocks(segments, key_block)
         mask = cls(tuple(rows), key_block)
-        mask.plans["segments"] = _segments(mask)
+        mask.plans["segments"] = segments
         return mask
 
     @staticmethod
@@ -89,10 +117,109 @@ class AttnSlices:
 
     def extent(self) -> tuple[int, int]:
         """Smallest numbers of query and key rows that hold the mask, whole key blocks included."""
-        q = max((row[1] for row in self.rows), default=0)
-        k = max((row[3] for row in self.rows), default=0)
-        block = self.key_block or 1
-        return q, -(-k // block) * block
+        known: tuple[int, int] | None = self.plans.get("extent")
+        if known is None:
+            q = max((row[1] for row in self.rows), default=0)
+            k = max((row[3] for row in self.rows), default=0)
+            block = self.key_block or 1
+            known = self.plans["extent"] = (q, -(-k // block) * block)
+        return known
+
+    def area(self) -> int:
+        """Number of cells, the (query, key) pairs that are computed."""
+        return sum(slice_area(row) for row in self.rows)
+
+    def crop(
+        self, queries: tuple[int, int] | None = None, keys: tuple[int, int] | None = None
+    ) -> "AttnSlices":
+        """The part of the mask in a rectangle, in unchanged coordinates.
+
+        Args:
+            queries: rows `[start, end)` to keep, all by default.
+            keys: keys `[start, end)` to keep, all by default.
+
+        Returns:
+            A mask of at most three slices for each slice of this one, without key blocks.
+
+        Raises:
+            SliceError: a range that is none.
+        """
+        num_queries, num_keys = self.extent()
+        queries, keys = queries or (0, num_queries), keys or (0, num_keys)
+        for name, (start, end) in (("queries", queries), ("keys", keys)):
+            if not 0 <= start <= end:
+                raise SliceError(f"crop to {name} {start}:{end} needs 0 <= start <= end")
+        return AttnSlices.from_list(
+            part for row in self.rows for part in crop_slice(row, queries, keys)
+        )
+
+    def shift(self, queries: int = 0, keys: int = 0) -> "AttnSlices":
+        """The mask moved by a number of rows and keys.
+
+        Raises:
+            SliceError: a slice would begin below zero.
+        """
+        q, k = queries, keys
+        return AttnSlices.from_list(
+            (row[0] + q, row[1] + q, row[2] + k, row[3] + k, row[4]) for row in self.rows
+        )
+
+    def transpose(self) -> "AttnSlices":
+        """The mask with the roles of queries and keys exchanged, without key blocks."""
+        return AttnSlices.from_list(part for row in self.rows for part in transpose_slice(row))
+
+    def row_intervals(
+        self, num_queries: int | None = None
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The keys of every row as intervals that do not touch each other.
+
+        Args:
+            num_queries: number of rows R, by default those of :meth:`extent`.
+
+        Returns:
+            First and one-past-last key, `[F, R]` each, sorted by key; F is the largest number of
+            intervals that a row has (at least 1), and a row that has fewer is filled with (0, 0).
+        """
+        R = self.extent()[0] if num_queries is None else num_queries
+        parts = [(s, merge_intervals(*s.intervals())) for s in self.segments if s.start < R]
+        F = max((left.shape[0] for _, (left, _) in parts), default=1)
+        result = np.zeros((2, F, R), dtype=np.int64)
+        for segment, pair in parts:
+            for side, found in zip(result, pair, strict=True):
+                rows = slice(segment.start, min(segment.end, R))
+                side[: found.shape[0], rows] = found[:, : rows.stop - rows.start]
+        return result[0], result[1]
+
+    def plot(self, ax: Any = None) -> Any:
+        """Draw the mask: keys to the right, queries downwards, every visible cell filled.
+
+        Args:
+            ax: matplotlib axes to draw on, new ones by default.
+
+        Returns:
+            The axes.
+
+        Raises:
+            ImportError: matplotlib is not installed.
+        """
+        return plot_intervals(*self.row_intervals(), self.extent(), ax)
+
+    def __str__(self) -> str:
+        """Size, the first slices, and a coarse picture."""
+        num_queries, num_keys = self.extent()
+        cells, all_cells = self.area(), num_queries * num_keys
+        share = f" ({cells / all_cells:.0%})" if all_cells else ""
+        blocks = f", key blocks of {self.key_block}" if self.key_block else ""
+        lines = [
+            f"{len(self.rows)} slices on {num_queries} queries and {num_keys} keys{blocks}: "
+            f"{cells} cells{share}"
+        ]
+        names = ("full", "causal", "inverse causal", "bi-causal")
+        for q_start, q_end, k_start, k_end, kind in self.rows[:8]:
+            lines.append(f"  q {q_start}:{q_end}  k {k_start}:{k_end}  {names[kind]}")
+        if len(self.rows) > 8:
+            lines.append(f"  ... {len(self.rows) - 8} more")
+        return "\n".join([*lines, *draw_text(*self.row_intervals(), num_keys)])
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,51 +237,50 @@ class Segment:
 
     def intervals(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """First and one-past-last visible key, each `[slices, rows]` (empty where L >= R)."""
-        q = np.arange(self.start, self.end)
-        table = np.array(self.slices, dtype=np.int64).reshape(-1, 5, 1)
-        q_start, q_end, k_start, k_end, kind = (table[:, i] for i in range(5))
-        left = k_start + (kind >> 1) * (q - q_start)
-        right = k_end - (kind & 1) * (q_end - 1 - q)
-        return left, right
+        return bounds(self.slices, np.arange(self.start, self.end))
 
 
-def _segments(mask: AttnSlices) -> list[Segment]:
-    """Cut the rows at every border of a slice; check that no cell is covered twice."""
-    rows = [row for row in mask.rows if row[0] < row[1] and row[2] < row[3]]
+def _segments(rows: Sequence[Slice]) -> list[Segment]:
+    """Cut the rows at every border of a slice."""
+    rows = [row for row in rows if row[0] < row[1] and row[2] < row[3]]
     borders = np.unique(np.array([row[:2] for row in rows], dtype=np.int64).reshape(-1))
     cover: dict[int, list[Slice]] = {}
     for row in rows:
         first, last = np.searchsorted(borders, row[:2])
         for index in range(first, last):
             cover.setdefault(int(index), []).append(row)
-    result = []
-    for index in sorted(cover):
-        slices = tuple(sorted(cover[index], key=lambda row: row[2]))
-        segment = Segment(int(borders[index]), int(borders[index + 1]), slices)
-        if len(slices) > 1:
-            _refuse_double_cells(segment)
-            if mask.key_block is not None:
-                blocks = {row[2] // mask.key_block for row in slices}
-                if len(blocks) > 1:
-                    raise SliceError(
-                        f"rows {segment.start}:{segment.end} see the key blocks {sorted(blocks)}, "
-                        f"but with key_block={mask.key_block} only one is allowed"
-                    )
-        result.append(segment)
-    return result
+    return [
+        Segment(
+            int(borders[index]),
+            int(borders[index + 1]),
+            tuple(sorted(cover[index], key=lambda row: row[2])),
+        )
+        for index in sorted(cover)
+    ]
 
 
-def _refuse_double_cells(segment: Segment) -> None:
+def _refuse_two_blocks(segments: Iterable[Segment], key_block: int) -> None:
+    for segment in segments:
+        blocks = {row[2] // key_block for row in segment.slices}
+        if len(blocks) > 1:
+            raise SliceError(
+                f"rows {segment.start}:{segment.end} see the key blocks {sorted(blocks)}, "
+                f"but with key_block={key_block} only one is allowed"
+            )
+
+
+def _double_cells(segment: Segment) -> tuple[Slice, Slice] | None:
+    """Two slices of a segment that share cells."""
+    slices = segment.slices
+    if len(slices) < 2:
+        return None
     if segment.full:  # sorted by first key: neighbours decide
-        for one, other in zip(segment.slices, segment.slices[1:], strict=False):
-            if one[3] > other[2]:
-                raise SliceError(f"slices {one} and {other} cover the same cells")
-        return
+        neighbours = zip(slices, slices[1:], strict=False)
+        return next(((one, two) for one, two in neighbours if one[3] > two[2]), None)
     left, right = segment.intervals()
-    for i in range(len(segment.slices)):
+    for i in range(len(slices)):
         for j in range(i):
             lower, upper = np.maximum(left[i], left[j]), np.minimum(right[i], right[j])
             if (lower < upper).any():
-                raise SliceError(
-                    f"slices {segment.slices[j]} and {segment.slices[i]} cover the same cells"
-                )
+                return slices[j], slices[i]
+    return None

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from magi_world.kernels.attention import AttnSlices
+from magi_world.kernels.attention import AttnSlices, builders
 from magi_world.models.dit import CaptionKV, ChunkInputs
 from magi_world.sampling.schedule import time_grid
 from magi_world.world import World
@@ -36,19 +36,7 @@ def teacher_forcing_slices(
         tokens: n.
         copies: R.
     """
-    rows = []
-    G = sequences * length
-    for s in range(sequences):
-        for i in range(length):
-            own, first = s * length + i, s * length + max(0, i - kv_range + 1)
-            q = (own * tokens, (own + 1) * tokens)
-            rows.append((*q, first * tokens, (own + 1) * tokens, 0))
-            for copy in range(G + own, (copies + 1) * G, G):
-                q = (copy * tokens, (copy + 1) * tokens)
-                if first < own:
-                    rows.append((*q, first * tokens, own * tokens, 0))
-                rows.append((*q, copy * tokens, (copy + 1) * tokens, 0))
-    return AttnSlices.from_list(rows)
+    return builders.teacher_forcing(sequences, length, tokens, kv_range, copies=copies)
 
 
 def caption_slices(choice: Sequence[int], lengths: Sequence[int], tokens: int) -> AttnSlices:

@@ -10,10 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from magi_world.kernels.attention import AttnSlices, SliceError, attention
-from magi_world.kernels.attention.dispatch import Backend
+from magi_world.kernels.attention import AttnSlices, Backend, BackendError, SliceError, attention
+from magi_world.kernels.attention.geometry import Slice
 from magi_world.kernels.attention.reference import dense_mask
-from magi_world.kernels.attention.slices import Slice
+
+ON_CPU: list[Backend] = ["reference", "cpu", "sdpa"]
+HALVES = [torch.float16, torch.bfloat16]
 
 
 def inputs(
@@ -97,45 +99,89 @@ def test_reference_is_the_definition(
     torch.testing.assert_close(lse, expected[1])
 
 
-@settings(max_examples=60)
+@settings(max_examples=100)
 @given(
     st.one_of(masks(), masks(key_block=8)),
     st.integers(0, 99),
     st.sampled_from([torch.float32, torch.float64]),
     st.sampled_from([(4, 4), (4, 2), (3, 1)]),
     st.sampled_from([None, 0.5]),
+    st.sampled_from([None, (), (3,)]),
+    st.sampled_from([("sdpa", 0.0), ("cpu", 0.0), ("cpu", 1.5)]),
 )
-def test_sdpa_equals_reference(
+def test_backends_equal_reference(
     slices: AttnSlices,
     seed: int,
     dtype: torch.dtype,
     heads: tuple[int, int],
     scale: float | None,
+    sinks: Any,
+    backend: tuple[Backend, float],
 ) -> None:
     tensors = inputs(seed, 13, 24, *heads, dtype=dtype)
-    rtol, atol = (1e-12, 1e-12) if dtype == torch.float64 else (2e-5, 2e-6)
-    out, lse = attention(*tensors, slices, scale=scale, backend="sdpa")
-    expected, expected_lse = attention(*tensors, slices, scale=scale, backend="reference")
-    assert out.dtype == dtype and lse.dtype == dtype
-    assert lse.shape == (13, heads[0])
+    compare(slices, tensors, seed, backend[0], scale=scale, softcap=backend[1], sinks=sinks)
+
+
+def compare(
+    slices: AttnSlices,
+    tensors: tuple[Tensor, ...],
+    seed: int,
+    backend: Backend,
+    *,
+    scale: float | None = None,
+    softcap: float = 0.0,
+    sinks: Any = None,
+) -> None:
+    """A backend against the reference: output, log-sum-exp, and gradients through both."""
+    dtype, heads = tensors[0].dtype, tensors[0].shape[1]
+    generator = torch.Generator().manual_seed(seed)
+    given: tuple[Tensor, ...] = tensors
+    if sinks is not None:
+        given = (*tensors, torch.randn(*sinks, heads, generator=generator).requires_grad_())
+    rtol, atol = (1e-11, 1e-11) if dtype == torch.float64 else (2e-5, 5e-6)
+
+    def call(name: Backend) -> tuple[Tensor, Tensor]:
+        sink = given[3] if sinks is not None else None
+        return attention(*given[:3], slices, scale=scale, softcap=softcap, sink=sink, backend=name)
+
+    (out, lse), (expected, expected_lse) = call(backend), call("reference")
+    assert out.dtype == lse.dtype == dtype
+    assert lse.shape == (out.shape[0], heads)
     torch.testing.assert_close(out, expected, rtol=rtol, atol=atol)
     torch.testing.assert_close(lse, expected_lse, rtol=rtol, atol=atol)
-    if not out.requires_grad:  # no row sees anything
+    towards = torch.randn(out.shape, generator=generator).to(dtype)
+    lse_towards = torch.randn(lse.shape, generator=generator).to(dtype)
+    seen = expected_lse.detach() > -math.inf
+    if not seen.any():
         assert (out == 0).all()
         return
-    towards = torch.randn(out.shape, generator=torch.manual_seed(seed)).to(dtype)
-    for name, mine, theirs in zip(
-        "qkv",
-        torch.autograd.grad(out, tensors, towards),
-        torch.autograd.grad(expected, tensors, towards),
-        strict=True,
-    ):
-        torch.testing.assert_close(
-            mine, theirs, rtol=rtol, atol=atol, msg=lambda text, n=name: f"d{n}: {text}"
-        )
+    for through_lse in (False, True):
+        pairs = []
+        for o, s in ((out, lse), (expected, expected_lse)):
+            loss = (o * towards).sum() + through_lse * (s * lse_towards)[seen].sum()
+            pairs.append(torch.autograd.grad(loss, given, retain_graph=True))
+        for name, mine, theirs in zip(("q", "k", "v", "sink"), *pairs, strict=False):
+            assert mine.dtype == theirs.dtype
+            wide = {"rtol": 2e-5, "atol": 5e-6} if name == "sink" else {"rtol": rtol, "atol": atol}
+            torch.testing.assert_close(
+                mine, theirs, **wide, msg=lambda text, n=name: f"d{n}: {text}"
+            )
 
 
-@pytest.mark.parametrize("backend", ["reference", "sdpa"])
+@pytest.mark.parametrize("backend", ["cpu", "sdpa"])
+@pytest.mark.parametrize("heads", [(2, 2), (4, 2)])
+@pytest.mark.parametrize("width", [16, 24])
+def test_backends_beyond_one_block(backend: Backend, heads: tuple[int, int], width: int) -> None:
+    # blocks have 256 rows and 512 keys; torch's kernel works on 32 to 256 queries and 512 keys
+    slices = AttnSlices.from_list(
+        [(0, 530, 0, 1100, 1), (530, 600, 3, 700, 3), (540, 801, 701, 1100, 2),
+         (600, 610, 0, 701, 0), *((610 + i, 611 + i, 9 * i, 9 * i + 7, 0) for i in range(70))]
+    )  # fmt: skip
+    tensors = inputs(3, 810, 1101, *heads, width=width, dtype=torch.float64)
+    compare(slices, tensors, 5, backend, sinks=(2,))
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu", "sdpa"])
 def test_rows_without_keys(backend: Backend) -> None:
     # rows 0 and 1 are in no slice, rows 2 and 3 see nothing of theirs (causal, 3 rows on 1 key)
     slices = AttnSlices.from_list([(2, 5, 0, 1, 1)])
@@ -149,7 +195,7 @@ def test_rows_without_keys(backend: Backend) -> None:
         assert (gradient[dead if name == "q" else slice(1, None)] == 0).all(), name
 
 
-@pytest.mark.parametrize("backend", ["reference", "sdpa"])
+@pytest.mark.parametrize("backend", ["reference", "cpu", "sdpa"])
 def test_an_empty_mask_gives_zeros(backend: Backend) -> None:
     q, k, v = (x.detach() for x in inputs(0, 4, 3, dtype=torch.float32))
     out, lse = attention(q, k, v, AttnSlices.from_list([]), backend=backend)
@@ -159,11 +205,15 @@ def test_an_empty_mask_gives_zeros(backend: Backend) -> None:
 
 
 @settings(max_examples=20)
-@given(masks(), st.integers(0, 99), st.sampled_from([torch.float16, torch.bfloat16]), st.booleans())
+@given(
+    masks(),
+    st.integers(0, 99),
+    st.sampled_from([torch.float16, torch.bfloat16]),
+    st.sampled_from(ON_CPU),
+)
 def test_half_precision_rounds_once(
-    slices: AttnSlices, seed: int, dtype: torch.dtype, slow: bool
+    slices: AttnSlices, seed: int, dtype: torch.dtype, backend: Backend
 ) -> None:
-    backend: Backend = "reference" if slow else "sdpa"
     q, k, v = (x.detach() for x in inputs(seed, 13, 24, dtype=dtype))
     out, lse = attention(q, k, v, slices, backend=backend)
     wide, wide_lse = attention(q.float(), k.float(), v.float(), slices, backend=backend)
@@ -185,15 +235,6 @@ def test_half_precision_carries_gradients() -> None:
     ):
         assert mine.dtype == torch.bfloat16
         torch.testing.assert_close(mine.float(), theirs, rtol=2e-2, atol=2e-2)
-
-
-def test_sequences_beyond_one_kernel_block() -> None:
-    # torch's kernel works on blocks of 32 to 256 queries and 512 keys
-    slices = AttnSlices.from_list([(0, 800, 0, 1100, 1), (800, 810, 600, 1101, 0)])
-    tensors = [x.detach() for x in inputs(3, 810, 1101, 2, 1, dtype=torch.float32)]
-    mine = attention(*tensors, slices, backend="sdpa")
-    theirs = attention(*tensors, slices, backend="reference")
-    torch.testing.assert_close(mine, theirs, rtol=2e-5, atol=2e-6)
 
 
 def test_a_sink_of_rows_without_keys() -> None:
@@ -239,15 +280,17 @@ def test_softcap_bounds_the_scores() -> None:
 def test_auto_takes_what_accepts_the_input() -> None:
     q, k, v = (x.detach() for x in inputs(6, 4, 6, dtype=torch.float32))
     slices = AttnSlices.from_list([(0, 4, 0, 6, 0)])
-    for keywords in ({"softcap": 3.0}, {"sink": torch.zeros(4)}):
-        auto = attention(q, k, v, slices, **keywords)  # type: ignore[arg-type]
-        forced = attention(q, k, v, slices, backend="reference", **keywords)  # type: ignore[arg-type]
+    calls: list[tuple[dict[str, Any], Backend]] = [
+        ({}, "sdpa"),
+        ({"sink": torch.zeros(4)}, "sdpa"),
+        ({"softcap": 3.0}, "cpu"),
+    ]
+    for keywords, backend in calls:
+        auto = attention(q, k, v, slices, **keywords)
+        forced = attention(q, k, v, slices, backend=backend, **keywords)
         assert torch.equal(auto[0], forced[0]) and torch.equal(auto[1], forced[1])
-        with pytest.raises(ValueError, match="'sdpa' takes neither softcap nor sink"):
-            attention(q, k, v, slices, backend="sdpa", **keywords)  # type: ignore[arg-type]
-    auto = attention(q, k, v, slices)
-    forced = attention(q, k, v, slices, backend="sdpa")
-    assert torch.equal(auto[0], forced[0])
+    with pytest.raises(BackendError, match="'sdpa' takes no softcap"):
+        attention(q, k, v, slices, backend="sdpa", softcap=3.0)
 
 
 def test_the_same_call_gives_the_same_bits() -> None:

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from magi_world.kernels.attention import AttnSlices, SliceError
+from magi_world.kernels.attention.geometry import Slice
 from magi_world.kernels.attention.reference import dense_mask
-from magi_world.kernels.attention.slices import Slice
 
 Q, K = 9, 11  # rows and keys of every mask here
 

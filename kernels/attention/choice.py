@@ -1,0 +1,136 @@
+"""Which backend takes a call, and why."""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from magi_world.kernels.attention import flash2, flash4, flex, triton_ops
+from magi_world.kernels.attention.call import Call, Refusal, capability, current
+from magi_world.kernels.attention.device_slices import DeviceSlices
+from magi_world.kernels.attention.errors import BackendError, BackendMissing
+from magi_world.kernels.attention.slices import AttnSlices
+
+Backend = Literal["auto", "reference", "cpu", "sdpa", "flex", "triton", "flash4", "flash2"]
+BACKENDS: tuple[str, ...] = get_args(Backend)[1:]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What ``backend="auto"`` takes for a call."""
+
+    backend: str
+    reason: str
+    refused: dict[str, str]
+    """every backend that does not take the call, with its reason"""
+
+    def __str__(self) -> str:
+        lines = [f"{self.backend}: {self.reason}"]
+        return "\n".join([*lines, *(f"  not {name}: {why}" for name, why in self.refused.items())])
+
+
+def order(call: Call) -> tuple[str, ...]:
+    """Backends from the fastest to the slowest for a device."""
+    if call.device.type == "cpu":
+        # torch's fused kernel is ahead of blocks of plain operations wherever it takes a call
+        return ("sdpa", "cpu", "reference")
+    if call.device.type == "cuda":
+        if call.capability // 10 in (9, 10, 11):
+            return ("flash4", "triton", "flash2", "flex", "sdpa", "reference")
+        return ("triton", "flash2", "flex", "sdpa", "reference")
+    return ("sdpa", "reference")
+
+
+def refusal(backend: str, call: Call, slices: AttnSlices) -> Refusal | None:
+    """Why a backend does not take a call, or None when it does."""
+    if backend == "reference":
+        return None
+    if backend == "cpu":
+        on_cpu = call.device.type == "cpu"
+        return None if on_cpu else Refusal(f"runs on a CPU, not on {call.device.type}")
+    if backend == "sdpa":
+        return Refusal("takes no softcap") if call.softcap else None
+    refuses = {
+        "flex": flex.refuses,
+        "triton": triton_ops.refuses,
+        "flash4": flash4.refuses,
+        "flash2": flash2.refuses,
+    }
+    return refuses[backend](call, slices)
+
+
+def choose(backend: str, call: Call, slices: AttnSlices | DeviceSlices) -> str:
+    """The name of the backend that runs a call.
+
+    Raises:
+        BackendError: the backend that was asked for does not take the call.
+        BackendMissing: its package is absent.
+    """
+    mask = current(slices)
+    key = ("backend", backend, call)
+    chosen: str | None = mask.plans.get(key)
+    if chosen is None:
+        chosen = _choose(backend, call, mask)
+        mask.plans[key] = chosen
+    return chosen
+
+
+def _choose(backend: str, call: Call, slices: AttnSlices) -> str:
+    if backend == "auto":
+        return next(name for name in order(call) if refusal(name, call, slices) is None)
+    refused = refusal(backend, call, slices)
+    if refused is None:
+        return backend
+    others = [name for name in order(call) if refusal(name, call, slices) is None]
+    error = BackendMissing if refused.missing else BackendError
+    raise error(
+        f"backend {backend!r} {refused.reason}; this call is taken by {', '.join(others)} or 'auto'"
+    )
+
+
+def explain(
+    q: Tensor,
+    slices: AttnSlices | DeviceSlices,
+    *,
+    sink: Tensor | None = None,
+    softcap: float = 0.0,
+) -> Choice:
+    """What ``attention(q, k, v, slices, ...)`` would run on, and why not on another backend.
+
+    Args:
+        q: the queries `[Tq, H, D]`; keys and values are of the same device and dtype.
+        slices: the mask.
+        sink: as in the call.
+        softcap: as in the call.
+    """
+    call = describe(q, sink, softcap, needs_grad=torch.is_grad_enabled() and q.requires_grad)
+    mask = current(slices)
+    refused = {
+        name: found.reason for name in BACKENDS if (found := refusal(name, call, mask)) is not None
+    }
+    ranked = order(call)
+    chosen = next(name for name in ranked if name not in refused)
+    device = call.device.type + (f" sm_{call.capability}" if call.capability else "")
+    return Choice(
+        chosen,
+        f"the first of {', '.join(ranked)} on {device} that takes {call.dtype}, "
+        f"head width {call.width}"
+        + (", a softcap" if call.softcap else "")
+        + (", a sink" if call.sink else "")
+        + (", gradients" if call.needs_grad else ""),
+        refused,
+    )
+
+
+def describe(q: Tensor, sink: Tensor | None, softcap: float, *, needs_grad: bool) -> Call:
+    """A call without its data."""
+    return Call(
+        q.device,
+        q.dtype,
+        q.shape[2],
+        capability(q.device),
+        bool(softcap),
+        sink is not None,
+        needs_grad,
+    )

@@ -1,0 +1,215 @@
+# mypy: disable-error-code="arg-type"
+"""Which backend takes a call: the order, the reasons, and what a forced backend says."""
+
+import math
+import sys
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from magi_world.kernels.attention import (
+    AttnSlices,
+    BackendError,
+    BackendMissing,
+    attention,
+    builders,
+    explain,
+    flash2,
+)
+from magi_world.kernels.attention import call as calls
+from magi_world.kernels.attention.call import Call
+from magi_world.kernels.attention.choice import order, refusal
+from magi_world.kernels.attention.reference import dense_mask
+from tests.kernels.test_attention import inputs, masks
+
+MASK = builders.block_causal(8, 4)
+
+
+def on(capability: int, dtype: torch.dtype = torch.bfloat16, width: int = 64, **more: bool) -> Call:
+    """A call on a GPU that need not be there."""
+    keys = {"softcap": False, "sink": False, "needs_grad": True} | more
+    return Call(torch.device("cuda"), dtype, width, capability, **keys)
+
+
+@pytest.mark.parametrize(
+    ("keywords", "backend"),
+    [({}, "sdpa"), ({"sink": torch.zeros(4)}, "sdpa"), ({"softcap": 2.0}, "cpu")],
+)
+def test_explain_tells_what_auto_takes(keywords: dict[str, Any], backend: str) -> None:
+    q, k, v = inputs(0, 8, 8, dtype=torch.float32)
+    choice = explain(q, MASK, **keywords)
+    assert choice.backend == backend
+    auto, forced = (attention(q, k, v, MASK, backend=b, **keywords) for b in ("auto", backend))
+    assert torch.equal(auto[0], forced[0])
+    assert set(choice.refused) >= {"flex", "flash4", "flash2"}
+    assert not {"reference", "cpu", backend} & set(choice.refused)
+    text = str(choice).splitlines()
+    assert text[0].startswith(f"{backend}: the first of sdpa, cpu, reference on cpu that takes")
+    assert "  not flex: has no backward on a CPU" in text
+    assert "float32, head width 8" in choice.reason and "gradients" in choice.reason
+    assert ("a softcap" in choice.reason) == ("softcap" in keywords)
+    assert ("a sink" in choice.reason) == ("sink" in keywords)
+
+
+@pytest.mark.parametrize(
+    ("capability", "first"),
+    [(80, "triton"), (89, "triton"), (90, "flash4"), (100, "flash4"), (120, "triton")],
+)
+def test_each_gpu_has_its_order(capability: int, first: str) -> None:
+    ranked = order(on(capability))
+    assert ranked[0] == first and ranked[-1] == "reference"
+    assert "cpu" not in ranked and len(set(ranked)) == len(ranked)
+
+
+@pytest.mark.parametrize(
+    ("backend", "call", "words"),
+    [
+        ("triton", on(75), "needs sm_80 or newer, not sm_75"),
+        ("triton", on(90, torch.float64), "not torch.float64"),
+        ("triton", on(90, width=512), "head widths up to 256, not 512"),
+        ("flash4", on(80), "needs a CUDA device of sm_90"),
+        ("flash4", on(90, torch.float32), "takes float16 and bfloat16, not torch.float32"),
+        ("flash4", on(90, width=192), "head widths up to 128"),
+        ("flash4", on(90, width=20), "multiples of 8, not 20"),
+        ("flash4", on(90, softcap=True), "no softcap"),
+        ("flash4", on(90), r"does not import .*: pip install 'magi-world\[cuda\]'"),
+        ("flash2", on(75), "needs a CUDA device from sm_80"),
+        ("flash2", on(90, torch.float32), "takes float16 and bfloat16"),
+        ("flash2", on(90, width=264), "head widths up to 256"),
+        ("flash2", on(90, sink=True), "takes no sink"),
+        ("flash2", on(90), "takes packed samples"),
+        ("flex", on(90, torch.float64), "takes no float64 on CUDA"),
+        ("cpu", on(90), "runs on a CPU, not on cuda"),
+        ("sdpa", on(90, softcap=True), "takes no softcap"),
+    ],
+)
+def test_backends_say_why_they_refuse(backend: str, call: Call, words: str) -> None:
+    found = refusal(backend, call, MASK)
+    assert found is not None
+    with pytest.raises(BackendError, match=words):
+        raise BackendError(found.reason)
+    assert found.missing == ("pip install" in found.reason)
+
+
+def test_backends_take_what_they_can() -> None:
+    for backend in ("triton", "flex", "sdpa", "reference"):
+        assert refusal(backend, on(90), MASK) is None
+
+
+def test_a_forced_backend_names_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    q, k, v = (x.detach() for x in inputs(0, 8, 8, dtype=torch.float64))
+    with pytest.raises(BackendError, match=r"'flash2' needs .* taken by sdpa, cpu, reference"):
+        attention(q, k, v, MASK, backend="flash2")
+    with pytest.raises(BackendError, match=r"'triton' takes float32|'triton' needs a CUDA device"):
+        attention(q, k, v, MASK, backend="triton")
+    with pytest.raises(BackendError, match="no backward on a CPU"):
+        attention(q.requires_grad_(), k, v, MASK, backend="flex")
+
+
+def test_a_missing_package_is_an_import_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton")
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setitem(sys.modules, "triton", None)  # as if it were not installed
+    calls.import_refusal.cache_clear()
+    q, k, v = (x.detach() for x in inputs(0, 8, 8, dtype=torch.float32))
+    mask = builders.block_causal(8, 4)
+    try:
+        with pytest.raises(BackendMissing, match=r"pip install 'magi-world\[cuda\]'") as caught:
+            attention(q, k, v, mask, backend="triton")
+    finally:
+        calls.import_refusal.cache_clear()
+    assert isinstance(caught.value, ImportError) and isinstance(caught.value, ValueError)
+
+
+def test_triton_on_a_cpu_needs_its_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
+    q = torch.zeros(8, 2, 8)
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    assert "TRITON_INTERPRET=1" in explain(q, MASK).refused["triton"]
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert "wrong in bfloat16" in explain(q.bfloat16(), MASK).refused["triton"]
+
+
+@settings(max_examples=15)
+@given(
+    masks(),
+    st.integers(0, 99),
+    st.sampled_from([(4, 4), (4, 2)]),
+    st.sampled_from([0.0, 1.5]),
+    st.sampled_from([None, (2, 4)]),
+)
+def test_flex_is_a_second_opinion(
+    slices: AttnSlices, seed: int, heads: tuple[int, int], softcap: float, sinks: Any
+) -> None:
+    q, k, v = (x.detach() for x in inputs(seed, 13, 24, *heads, width=16, dtype=torch.float32))
+    sink = None if sinks is None else torch.randn(sinks, generator=torch.manual_seed(seed))
+    keywords: dict[str, Any] = {"softcap": softcap, "sink": sink}
+    mine = attention(q, k, v, slices, backend="flex", **keywords)
+    theirs = attention(q, k, v, slices, backend="reference", **keywords)
+    torch.testing.assert_close(mine, theirs, rtol=2e-5, atol=2e-6)
+
+
+def dense(found: flash2.Samples, queries: int, keys: int) -> Any:
+    """The mask that FlashAttention 2 makes of packed samples."""
+    mask = np.zeros((queries, keys), bool)
+    for i, (q0, q1) in enumerate(zip(found.q_ends, found.q_ends[1:], strict=False)):
+        k0, k1 = found.k_ends[i : i + 2]
+        n, m = q1 - q0, k1 - k0
+        row, key = np.ogrid[:n, :m]
+        mask[q0:q1, k0:k1] = key <= row + m - n if found.causal else True
+    assert (found.q_ends[-1], found.k_ends[-1]) == (queries, keys)
+    return mask
+
+
+@given(st.lists(st.tuples(*[st.integers(0, 3)] * 4), max_size=5), st.booleans())
+def test_packed_samples_are_recognised(parts: list[tuple[int, ...]], causal: bool) -> None:
+    rows, q, k = [], 0, 0
+    for q_gap, n, k_gap, m in parts:
+        q, k = q + q_gap, k + k_gap
+        rows.append((q, q + n, k, k + m, int(causal)))
+        q, k = q + n, k + m
+    mask = AttnSlices.from_list(rows)
+    found = flash2.samples(mask, (q + 2, k + 1))
+    assert found is not None
+    assert np.array_equal(dense(found, q + 2, k + 1), dense_mask(mask, q + 2, k + 1).numpy())
+
+
+@given(masks())
+def test_other_masks_are_never_taken_for_samples(mask: AttnSlices) -> None:
+    found = flash2.samples(mask, (13, 24))
+    if found is not None:
+        assert np.array_equal(dense(found, 13, 24), dense_mask(mask, 13, 24).numpy())
+
+
+def test_flash2_refuses_gradients_that_it_would_drop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The call of the package, with a stand-in that follows its published signature."""
+
+    def flash_attn_varlen_func(
+        q: Tensor, k: Tensor, v: Tensor, q_ends: Tensor, k_ends: Tensor, q_longest: int,
+        k_longest: int, *, softmax_scale: float, causal: bool, softcap: float,
+        deterministic: bool, return_attn_probs: bool,
+    ) -> tuple[Tensor, Tensor, None]:  # fmt: skip
+        assert return_attn_probs and q_ends.dtype == k_ends.dtype == torch.int32
+        assert (q_longest, k_longest) == (int(q_ends.diff().max()), int(k_ends.diff().max()))
+        pairs = zip(q_ends.diff().tolist(), k_ends.diff().tolist(), strict=True)
+        lengths = list(zip(*pairs, strict=True))
+        mask = builders.varlen(lengths[0], lengths[1], causal=causal)
+        out, lse = attention(q, k, v, mask, scale=softmax_scale, softcap=softcap, backend="cpu")
+        return out, lse.masked_fill(lse == -math.inf, math.inf).T, None
+
+    package = ModuleType("flash_attn")
+    package.flash_attn_varlen_func = flash_attn_varlen_func  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "flash_attn", package)
+    q, k, v = inputs(0, 9, 12, dtype=torch.float32)
+    mask = AttnSlices.from_list([(0, 4, 0, 5, 1), (6, 9, 7, 12, 1)])
+    out, lse = flash2.attention_flash2(q, k, v, mask, scale=0.4)
+    expected = attention(q, k, v, mask, scale=0.4, backend="reference")
+    torch.testing.assert_close((out, lse), expected, rtol=2e-5, atol=2e-6)
+    assert torch.autograd.grad(out.sum(), q, retain_graph=True)[0].isfinite().all()
+    with pytest.raises(BackendError, match="no gradient through lse"):
+        torch.autograd.grad(lse[:4].sum(), q)
