@@ -9,20 +9,35 @@ import typing
 
 if typing.TYPE_CHECKING:
     from magi_world.envs.gymnasium_game import GymnasiumGame
+    from magi_world.envs.ray_env import RayVectorEnv
     from magi_world.envs.real_env import RealEnv
     from magi_world.envs.spaces import PromptSpace
+    from magi_world.envs.vector_env import WorldVectorEnv
     from magi_world.envs.world_env import WorldEnv
-    from magi_world.envs.wrappers import ChannelStack, LastFrame
+    from magi_world.envs.wrappers import ChannelStack, LastFrame, NumericInfos
 
-__all__ = ["ChannelStack", "GymnasiumGame", "LastFrame", "PromptSpace", "RealEnv", "WorldEnv"]
+__all__ = [
+    "ChannelStack",
+    "GymnasiumGame",
+    "LastFrame",
+    "NumericInfos",
+    "PromptSpace",
+    "RayVectorEnv",
+    "RealEnv",
+    "WorldEnv",
+    "WorldVectorEnv",
+]
 
 _HOMES = {
     "ChannelStack": "wrappers",
     "GymnasiumGame": "gymnasium_game",
     "LastFrame": "wrappers",
+    "NumericInfos": "wrappers",
     "PromptSpace": "spaces",
+    "RayVectorEnv": "ray_env",
     "RealEnv": "real_env",
     "WorldEnv": "world_env",
+    "WorldVectorEnv": "vector_env",
 }
 
 

@@ -7,6 +7,10 @@ ENTRY_POINTS = {
     "magi_world/DoomTakeCoverReal-v0": "magi_world.envs.real_env:RealEnv",
 }
 """Class behind each id, as text: registering imports neither torch nor a game."""
+VECTOR_ENTRY_POINTS = {
+    "magi_world/DoomTakeCover-v0": "magi_world.envs.vector_env:WorldVectorEnv",
+}
+"""Class that `gymnasium.make_vec` builds; ids without one get Gymnasium's own loop."""
 
 
 def register_environments() -> None:
@@ -17,4 +21,9 @@ def register_environments() -> None:
     """
     for env_id, entry_point in ENTRY_POINTS.items():
         if env_id not in gymnasium.registry:
-            gymnasium.register(env_id, entry_point, kwargs={"world": "doom-take-cover"})
+            gymnasium.register(
+                env_id,
+                entry_point,
+                vector_entry_point=VECTOR_ENTRY_POINTS.get(env_id),
+                kwargs={"world": "doom-take-cover"},
+            )

@@ -6,8 +6,10 @@ whole; its `RecordVideo` keeps one frame a step, so a video of its plays at the 
 `rgb_array`.
 """
 
+import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -99,6 +101,78 @@ class Renderer:
         """Close the window if there is one. Calling it again does nothing."""
         if self._window is not None:
             self._window.close()
+
+
+class SlotRenderers:
+    """A `Renderer` for each slot of a vector environment; "human" is one window for all of them.
+
+    Args:
+        mode, fps, title: as for `Renderer`.
+        num_envs: slots.
+
+    Raises:
+        MissingPackage: "human" without pygame-ce.
+    """
+
+    def __init__(self, mode: str | None, num_envs: int, *, fps: float, title: str) -> None:
+        self.mode = mode
+        self._latest: list[Callable[[], Frames] | None] = [None] * num_envs
+        count = 1 if mode == "human" else num_envs
+        self._renderers = [Renderer(mode, fps=fps, title=title) for _ in range(count)]
+
+    def add(
+        self,
+        frames: Callable[[], npt.NDArray[np.uint8]],
+        rows: Mapping[int, int],
+        *,
+        first: bool = False,
+        whole: bool = True,
+    ) -> None:
+        """Take in chunks of some slots.
+
+        Args:
+            frames: gives uint8 `[n, F, H, W, 3]`, called only when someone looks.
+            rows: the row of each slot that is given.
+            first: the chunks are those of a reset.
+            whole: a window shows the slots now; False waits for the rest of them.
+        """
+        if self.mode is None:
+            return
+        for slot, row in rows.items():
+            self._latest[slot] = partial(_row, frames, row)
+            if self.mode != "human":
+                self._renderers[slot].add(partial(_row, frames, row), first=first)
+        if self.mode == "human" and whole:
+            self._renderers[0].add(self._mosaic)
+
+    def _mosaic(self) -> Frames:
+        """All slots in rows and columns, uint8 `[F, rows * H, columns * W, 3]`."""
+        pictures = [latest() for latest in self._latest if latest is not None]
+        columns = math.ceil(math.sqrt(len(pictures)))
+        while len(pictures) % columns:
+            pictures.append(np.zeros_like(pictures[0]))
+        lines = [
+            np.concatenate(pictures[start : start + columns], axis=2)
+            for start in range(0, len(pictures), columns)
+        ]
+        return np.concatenate(lines, axis=1)
+
+    def render(self) -> tuple[Any, ...] | None:
+        """One entry a slot, see `Renderer.render`; None without a mode and for "human"."""
+        if self.mode is None or self.mode == "human":
+            self._renderers[0].render()
+            return None
+        return tuple(renderer.render() for renderer in self._renderers)
+
+    def close(self) -> None:
+        """Close the window if there is one."""
+        for renderer in self._renderers:
+            renderer.close()
+
+
+def _row(frames: Callable[[], npt.NDArray[np.uint8]], row: int) -> Frames:
+    picture: Frames = frames()[row]
+    return picture
 
 
 class Window:

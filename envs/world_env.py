@@ -6,10 +6,13 @@ from typing import Any
 
 import gymnasium
 import numpy as np
+import torch
 from gymnasium.error import ResetNeeded
 from gymnasium.utils import seeding
 
+from magi_world.envs.env_state import SINGLE, check_state, random_state, set_random_state
 from magi_world.envs.rendering import RENDER_MODES, Renderer, render_fps
+from magi_world.envs.shown import ShownChunks
 from magi_world.envs.spaces import (
     ACTIONS,
     OBSERVATIONS,
@@ -21,7 +24,6 @@ from magi_world.envs.spaces import (
     as_prompt,
     choose,
     max_prompt_length,
-    observation,
     observation_space,
 )
 from magi_world.errors import ConfigError, ResetOptionError
@@ -101,6 +103,8 @@ class WorldEnv(gymnasium.Env[Observation, Action]):
             "render_fps": render_fps(render_mode, config.fps, config.chunk_frames),
         }
         self._renderer = Renderer(render_mode, fps=config.fps, title=self.world.name)
+        nothing = torch.zeros(1, *config.latent_shape, device=self.world.device)
+        self._shown = ShownChunks(nothing, self._observations, "numpy")
         self._chunk = 0  # since the last reset
         self._seeded = False
         self._ended: str | None = "before the first reset()"
@@ -171,6 +175,46 @@ class WorldEnv(gymnasium.Env[Observation, Action]):
         reward = float(chunk.reward[0])
         return self._observe(chunk), reward, terminated, truncated, self._info(chunk)
 
+    def get_state(self) -> dict[str, Any]:
+        """Everything that decides the future, copied: a dictionary of tensors and plain values.
+
+        It holds cache, time and generators of the rollout, the counters of the environment, its
+        `np_random` and the last chunk. `magi_world.save_state` writes it to a file. Spaces keep
+        their own generators.
+        """
+        return {
+            "env": SINGLE,
+            "rollout": self.rollout.state_dict(),
+            "shown": self._shown.state(),
+            "chunk": self._chunk,
+            "seeded": self._seeded,
+            "ended": self._ended,
+            "np_random": random_state(self),
+        }
+
+    def set_state(self, state: Mapping[str, Any]) -> Observation | None:
+        """Go on from a saved state; returns the observation that belongs to it.
+
+        The future is exact on the machine that saved it; elsewhere it is close. Before the first
+        reset there is no observation, and None is returned.
+
+        Raises:
+            CheckpointError: no state of a single environment, or one that does not fit its rollout
+                (another world, other weights, dtype or geometry); nothing has changed.
+        """
+        check_state(state, SINGLE, ("shown", "chunk", "seeded", "ended"))
+        self.rollout.load_state_dict(state["rollout"])
+        set_random_state(self, state["np_random"])
+        self._chunk = int(state["chunk"])
+        self._seeded = bool(state["seeded"])
+        self._ended = state["ended"]
+        if not self.rollout.ready[0]:
+            return None
+        frames = self._shown.restore(state["shown"], self.world.decode)
+        self._renderer.add(lambda: frames()[0].cpu().numpy(), first=True)
+        observed: Observation = self._shown.observation(0)
+        return observed
+
     def render(self) -> Any:
         """Return the last frame, all frames since the last call, or None, as `render_mode` says."""
         return self._renderer.render()
@@ -180,9 +224,9 @@ class WorldEnv(gymnasium.Env[Observation, Action]):
         self._renderer.close()
 
     def _observe(self, chunk: Chunk) -> Observation:
-        return observation(
-            self._observations, _frames_of(chunk), lambda: chunk.latents[0].cpu().numpy()
-        )
+        self._shown.replace(chunk.latents, lambda: chunk.frames)
+        observed: Observation = self._shown.observation(0)
+        return observed
 
     def _info(self, chunk: Chunk) -> dict[str, Any]:
         signals = {name: float(values[0]) for name, values in chunk.signals.items()}

@@ -1,6 +1,8 @@
-"""Wrappers that turn chunks of frames into single pictures, for libraries that read only those.
+"""Wrappers for libraries that read less than the environments give.
 
-Both take an environment with `observations="frames"`, whose observation is uint8 `[F, H, W, 3]`.
+`LastFrame` and `ChannelStack` turn chunks of frames into single pictures; both take an environment
+with `observations="frames"`, whose observation is uint8 `[F, H, W, 3]`. `NumericInfos` leaves texts
+out of the infos of a vector environment.
 """
 
 from typing import Any
@@ -9,6 +11,7 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 from gymnasium.utils import RecordConstructorArgs
+from gymnasium.vector import VectorEnv, VectorWrapper
 
 from magi_world.envs.spaces import Frames
 from magi_world.errors import ConfigError
@@ -52,6 +55,44 @@ class ChannelStack(gymnasium.ObservationWrapper[Frames, Any, Frames], RecordCons
     def observation(self, observation: Frames) -> Frames:
         """Return the frames `[F, H, W, 3]` as one picture `[H, W, 3F]`, oldest first."""
         return np.concatenate(list(observation), axis=-1)
+
+
+class NumericInfos(VectorWrapper[Any, Any, Any, Any, Any]):
+    """Leave out of a vector environment's infos what is text, such as `prompt`, with its masks.
+
+    TorchRL turns infos into tensors and cannot read the others when episodes restart in the same
+    step.
+    """
+
+    def __init__(self, env: VectorEnv[Any, Any, Any]) -> None:
+        super().__init__(env)
+        self.autoreset_mode = env.metadata["autoreset_mode"]  # TorchRL asks for the attribute
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        """Reset, with numbers only in the infos."""
+        observations, infos = self.env.reset(seed=seed, options=options)
+        return observations, _numbers(infos)
+
+    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        """Step, with numbers only in the infos."""
+        *rest, infos = self.env.step(actions)
+        return rest[0], rest[1], rest[2], rest[3], _numbers(infos)
+
+
+def _numbers(infos: dict[str, Any]) -> dict[str, Any]:
+    """Infos without texts; `final_obs` holds arrays and stays."""
+    texts = {
+        key
+        for key, column in infos.items()
+        if key != "final_obs" and isinstance(column, np.ndarray) and column.dtype == object
+    }
+    return {
+        key: _numbers(column) if isinstance(column, dict) else column
+        for key, column in infos.items()
+        if key not in texts and key.removeprefix("_") not in texts
+    }
 
 
 def _frames_shape(env: gymnasium.Env[Frames, Any], wrapper: str) -> tuple[int, int, int, int]:

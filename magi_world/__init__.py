@@ -16,21 +16,38 @@ from magi_world.envs import registration
 
 if typing.TYPE_CHECKING:
     from magi_world import agents, envs, errors, kernels, worlds
+    from magi_world.checkpoints.state_file import load_state, save_state
     from magi_world.world import load
 
 __version__ = "0.1.0"
 
-__all__ = ["__version__", "agents", "envs", "errors", "kernels", "load", "worlds"]
+__all__ = [
+    "__version__",
+    "agents",
+    "envs",
+    "errors",
+    "kernels",
+    "load",
+    "load_state",
+    "save_state",
+    "worlds",
+]
 
 _MODULES = ("agents", "envs", "errors", "kernels", "worlds")
+_HOMES = {
+    "load": "world",
+    "load_state": "checkpoints.state_file",
+    "save_state": "checkpoints.state_file",
+}
 
 
 def __getattr__(name: str) -> typing.Any:
     """Import what `name` stands for and keep it (PEP 562)."""
     if name in _MODULES:
         return importlib.import_module(f"{__name__}.{name}")
-    if name == "load":
-        value = globals()["load"] = importlib.import_module(f"{__name__}.world").load
+    if name in _HOMES:
+        module = importlib.import_module(f"{__name__}.{_HOMES[name]}")
+        value = globals()[name] = getattr(module, name)
         return value
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

@@ -139,13 +139,19 @@ class World:
         return frames.permute(0, 2, 3, 4, 1).clone(memory_format=torch.contiguous_format)
 
     def history(
-        self, *, image: Any = None, video: Any = None, prompts: Sequence[str | None] | None = None
+        self,
+        *,
+        image: Any = None,
+        video: Any = None,
+        latents: Tensor | None = None,
+        prompts: Sequence[str | None] | None = None,
     ) -> tuple[Tensor, list[str | None]]:
         """Turn pictures into the history that a rollout starts from.
 
         Args:
             image: uint8 `[H, W, 3]`, repeated to fill a chunk.
             video: uint8 `[T, H, W, 3]`, cropped at the front to whole chunks.
+            latents: float `[m, C, P, h, w]`, as :meth:`encode` gives them.
             prompts: one a chunk, None stands for "no prompt".
 
         Returns:
@@ -154,6 +160,15 @@ class World:
         Raises:
             ResetOptionError: not such pictures, or not one prompt a chunk.
         """
+        if latents is not None:
+            shape = self.config.latent_shape
+            if latents.shape[1:] != shape or not len(latents) or not latents.is_floating_point():
+                raise ResetOptionError(
+                    f"latents are {latents.dtype} {tuple(latents.shape)}: expected [m, *]{shape}"
+                )
+            return latents.to(self.device, torch.float32), self._history_prompts(
+                prompts, "history", len(latents)
+            )
         what = "image" if video is None else "video"
         try:
             frames = np.asarray(image if video is None else video)
@@ -174,17 +189,23 @@ class World:
             raise ResetOptionError(f"video {frames.shape} is shorter than one chunk of {F} frames")
         frames = frames[len(frames) % F :]
         chunks = frames.reshape(-1, F, *size)
-        if prompts is not None and (isinstance(prompts, str) or not isinstance(prompts, Sequence)):
+        captions = self._history_prompts(prompts, what, len(chunks))
+        return self.encode(chunks), captions
+
+    def _history_prompts(
+        self, prompts: Sequence[str | None] | None, what: str, chunks: int
+    ) -> list[str | None]:
+        """The captions of a history, one a chunk, checked."""
+        if prompts is None:
+            return [None] * chunks
+        if isinstance(prompts, str) or not isinstance(prompts, Sequence):
             raise ResetOptionError(f"prompts {prompts!r}: a list, one a chunk, is needed")
-        captions: list[str | None] = [None] * len(chunks)
-        if prompts is not None:
-            captions = list(prompts)
-        if len(captions) != len(chunks):
-            raise ResetOptionError(f"{len(captions)} prompts for a {what} of {len(chunks)} chunks")
-        for prompt in captions:
+        if len(prompts) != chunks:
+            raise ResetOptionError(f"{len(prompts)} prompts for a {what} of {chunks} chunks")
+        for prompt in prompts:
             if prompt is not None:
                 self.check_prompt(prompt)
-        return self.encode(chunks), captions
+        return list(prompts)
 
     # ---------------------------------------------------------------- text
 

@@ -45,7 +45,7 @@ def test_first_example_fits_on_the_screen() -> None:
     assert README.index("```python") < README.index("\n## ")
 
 
-@pytest.mark.parametrize("example", blocks("python"), ids=("environment", "rollout"))
+@pytest.mark.parametrize("example", blocks("python"), ids=("environment", "rollout", "batch"))
 def test_example_runs_as_printed(example: str, tmp_path: Path) -> None:
     printed = run(example, cwd=tmp_path)
     assert bool(printed) == ("print(" in example)

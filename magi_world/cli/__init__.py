@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import typer
 
-from magi_world.cli import bench, evaluate, evaluate_agent, train, worlds
+from magi_world.cli import bench, evaluate, evaluate_agent, plan, train, worlds
 from magi_world.cli.output import say
 from magi_world.errors import MagiWorldError
 
@@ -27,6 +27,7 @@ app.command("collect")(train.collect)
 app.command("train-world")(train.train_world)
 app.command("train-agent")(train.train_agent)
 app.command("evaluate-agent")(evaluate_agent.evaluate_agent)
+app.command("plan")(plan.plan)
 app.command("evaluate")(evaluate.evaluate)
 app.add_typer(bench.app, name="bench")
 

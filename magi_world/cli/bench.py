@@ -15,6 +15,8 @@ Seed = Annotated[int, typer.Option(min=0, help="Seeds noise and prompts.")]
 
 PROFILED = 20
 """steps that are profiled"""
+MAX_ENV_CHUNKS = 30
+"""most chunks in which the environment's own time is told from the model's"""
 
 
 @app.command("rollout")
@@ -55,10 +57,13 @@ def env(
 ) -> None:
     """Time closed loops: frames a second with decode, agent steps a second with latents only.
 
-    Beside them stand the work of a chunk, and which share of the matmul peak, measured in the same
-    run with the same dtype and threads, the latents-only loop reaches.
+    Beside them stand the work of a chunk, which share of the matmul peak, measured in the same run
+    with the same dtype and threads, the latents-only loop reaches, and which share of a step of the
+    vector environment is not the model's.
     """
+    from magi_world.envs.vector_env import WorldVectorEnv
     from magi_world.evaluation.bench import bench_env, machine
+    from magi_world.evaluation.overhead import measure_overhead
     from magi_world.world import load
 
     widths = parse_counts(num_envs, "--num-envs")
@@ -72,6 +77,15 @@ def env(
         profiled=PROFILED if profile else 0,
         say=say,
     )
+    loaded = load(world, device=device, dtype=dtype)
+    names = list(loaded.card["prompts"])
+    for row in rows:
+        width = row["num_envs"]
+        environment = WorldVectorEnv(width, loaded, actions="discrete", steps=steps)
+        count = max(5, min(chunks, MAX_ENV_CHUNKS))
+        actions = [[(seed + k) % len(names)] * width for k in range(count + 1)]
+        row |= measure_overhead(environment, actions, decode=True, seed=seed)
+        environment.close()
     if as_json:
         emit_json(rows)
         return
@@ -80,7 +94,8 @@ def env(
         (
             "num_envs", "frames_per_s", "p50_ms", "p95_ms", "agent_steps_per_s",
             "latent_p50_ms", "latent_p95_ms", "cold_start_s", "times_real_rate", "mflop_per_chunk",
-            "peak_gflops", "peak_share", "denoising_steps", "dtype", "threads",
+            "peak_gflops", "peak_share", "env_step_ms", "env_overhead",
+            "denoising_steps", "dtype", "threads",
         ),
     )  # fmt: skip
     if profile:

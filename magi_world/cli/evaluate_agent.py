@@ -128,7 +128,7 @@ def evaluate_agent(
     if as_json:
         emit_json(rows)
     else:
-        _print(format_table(rows))
+        print_table(format_table(rows))
 
 
 def _table(
@@ -163,12 +163,13 @@ def _table(
     if as_json:
         emit_json(lines if replayed is None else {"table": lines, "replayed": replayed})
         return
-    _print(format_lines(lines))
+    print_table(format_lines(lines))
     if replayed is not None:
-        _print(format_replayed(replayed))
+        print_table(format_replayed(replayed))
 
 
-def _print(table: Any) -> None:
+def print_table(table: Any) -> None:
+    """Print a table of rich, as wide as it is where nobody watches."""
     from rich.console import Console
 
     # a file or a pipe has no width that a table should be squeezed into

@@ -9,7 +9,7 @@ attention as slices over the tensor's rows; places that hold nothing are in no s
 Shape suffixes: L layers, R = slots * places * n rows, n tokens per chunk, K groups, D head width.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
 import torch
@@ -141,22 +141,40 @@ class KVCache(KVMemory):
             "filled": torch.tensor(self.filled),
         }
 
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Take over a saved state.
+    def _saved_tensors(self) -> dict[str, Tensor]:
+        return {"keys": self.keys_LRKD, "values": self.values_LRKD, "newest": self.newest}
+
+    def check_state(self, state: Mapping[str, Tensor]) -> None:
+        """Check that a saved state fits.
 
         Raises:
-            CheckpointError: the state is of another geometry.
+            CheckpointError: it lacks a part, is of another geometry or names places out of range.
         """
-        tensors = (
-            ("keys", self.keys_LRKD), ("values", self.values_LRKD), ("newest", self.newest),
-        )  # fmt: skip
-        for name, target in tensors:
+        tensors = self._saved_tensors()
+        missing = [name for name in (*tensors, "scratch", "filled") if name not in state]
+        if missing:
+            raise CheckpointError(f"the state of the cache lacks {', '.join(missing)}")
+        for name, target in tensors.items():
             if state[name].shape != target.shape:
                 raise CheckpointError(
                     f"cache {name} {tuple(state[name].shape)} do not fit {tuple(target.shape)} "
                     "(layers, slots * places * tokens, groups, head width; newest: slots, chunk)"
                 )
-        for name, target in tensors:
+        for name in ("scratch", "filled"):
+            places = [int(place) for place in state[name]]
+            if len(places) != self.slots or not all(0 <= p < self.places for p in places):
+                raise CheckpointError(
+                    f"cache {name} {places}: {self.slots} of 0…{self.places - 1} are needed"
+                )
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take over a saved state.
+
+        Raises:
+            CheckpointError: as :meth:`check_state`; nothing has changed.
+        """
+        self.check_state(state)
+        for name, target in self._saved_tensors().items():
             target.copy_(state[name])
         self.scratch = [int(place) for place in state["scratch"]]
         self.filled = [int(count) for count in state["filled"]]

@@ -259,13 +259,14 @@ class Rollout:
         clip: int | Sequence[int] | None = None,
         image: Any = None,
         video: Any = None,
+        latents: Tensor | None = None,
         prompts: Sequence[str | None] | None = None,
         prompt: str | None = None,
     ) -> Chunk:
         """Begin anew in these slots, and in no other.
 
-        Without one of ``clip``, ``image``, ``video``, ``prompt`` an opening of the bank is drawn
-        from the slot's generator (with ``starts="any"`` any clip of the bank).
+        Without a start among the arguments an opening of the bank is drawn from the slot's
+        generator (with ``starts="any"`` any clip of the bank).
 
         Args:
             slots: which slots, default all.
@@ -273,7 +274,8 @@ class Rollout:
             clip: index of a clip of the bank, or one a slot.
             image: uint8 `[H, W, 3]`, repeated to fill a chunk.
             video: uint8 `[T, H, W, 3]`, cropped at the front to whole chunks.
-            prompts: the captions of an image or video, one a chunk; default "no prompt".
+            latents: float `[m, C, P, H, W]`, the chunks of a history, as the world encodes them.
+            prompts: the captions of such a history, one a chunk; default "no prompt".
             prompt: chunk 0 is generated under this text, with no history.
 
         Returns:
@@ -285,17 +287,17 @@ class Rollout:
         """
         self._require_unmoved()
         chosen = check_slots(slots, self.batch_size)
-        given = {"clip": clip, "image": image, "video": video, "prompt": prompt}
+        history_of = {"image": image, "video": video, "latents": latents}
+        given = {"clip": clip, **history_of, "prompt": prompt}
         named = [name for name, value in given.items() if value is not None]
         if len(named) > 1:
             raise ResetOptionError(f"at most one of {', '.join(given)} can be given, got {named}")
-        if prompts is not None and not (image is not None or video is not None):
+        replayed = bool(named) and named[0] in history_of
+        if prompts is not None and not replayed:
             raise ResetOptionError("prompts are the captions of an image or video: give one too")
         if prompt is not None:
             self.world.check_prompt(prompt)
-        history = None
-        if image is not None or video is not None:
-            history = self.world.history(image=image, video=video, prompts=prompts)
+        history = self.world.history(**history_of, prompts=prompts) if replayed else None
         clips = chosen_clips(clip, len(chosen), len(self.world.bank))
         bank = self.world.bank
         if not named and not (bank.num_openings if self.starts == "opening" else len(bank)):
@@ -375,18 +377,28 @@ class Rollout:
         """Go on from a saved state, bit-exactly on the same machine.
 
         Raises:
-            CheckpointError: the state is of another world, batch size or geometry, or no state.
+            CheckpointError: no state, or one of another world, of other weights, dtype, batch size
+                or geometry; nothing has changed.
         """
         saved_state.restore(self, state)
 
-    def fork(self, slots: Sequence[int], seeds: Iterable[int] | None = None) -> "Rollout":
+    def fork(
+        self,
+        slots: Sequence[int],
+        seeds: Iterable[int] | None = None,
+        *,
+        steps: int | None = None,
+        temperature: float | None = None,
+    ) -> "Rollout":
         """Copy slots into a new rollout that shares nothing mutable with this one.
 
         Args:
             slots: one per new slot; a slot may be named several times.
             seeds: one per new slot; None copies the generators (exact replay).
+            steps: denoising steps per chunk of the copy, default those of this rollout.
+            temperature: factor on the initial noise of the copy, default this rollout's.
 
         Raises:
-            ConfigError: an unknown slot, or not one seed per new slot.
+            ConfigError: an unknown slot, not one seed per new slot, or a wrong setting.
         """
-        return saved_state.fork(self, slots, seeds)
+        return saved_state.fork(self, slots, seeds, steps=steps, temperature=temperature)

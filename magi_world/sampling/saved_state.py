@@ -1,22 +1,54 @@
-"""Save, restore and branch a rollout: everything that decides its future, and nothing else."""
+"""Save, restore and branch a rollout: what its slots have gone through, and their generators.
 
-from collections.abc import Iterable, Sequence
+How a rollout makes its next chunk (denoising steps, temperature, guidance) is its own and not part
+of a state: the same history can go on in a rollout with other settings.
+"""
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from magi_world.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
     from magi_world.sampling.rollout import Rollout
+    from magi_world.world import World
 
-_PARTS = ("world", "cache", "time", "ready", "chunk_index", "generators")
+_PARTS = ("world", "weights", "dtype", "cache", "time", "ready", "chunk_index", "generators")
+_READ = 256  # leading numbers of every tensor that the mark of a world is made of
+
+
+def mark_of(world: "World") -> str:
+    """Mark that tells the weights of worlds apart, the same on every machine.
+
+    It reads the first numbers of every tensor, rounded as worlds store them: a training moves them
+    all, and the weights of a large world need not be read through.
+    """
+    digest = hashlib.sha256()
+    for part, module in world.modules().items():
+        for name, tensor in module.state_dict().items():
+            digest.update(f"{part}.{name}{tuple(tensor.shape)}".encode())
+            numbers = tensor.flatten()[:_READ].to(torch.bfloat16).cpu()
+            digest.update(numbers.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _facts(rollout: "Rollout") -> dict[str, Any]:
+    """What has to be the same where a state goes on, beside the shapes."""
+    return {
+        "world": rollout.world.name,
+        "weights": mark_of(rollout.world),
+        "dtype": str(rollout.cache.keys_LRKD.dtype).removeprefix("torch."),
+    }
 
 
 def save(rollout: "Rollout") -> dict[str, Any]:
     """See :meth:`magi_world.sampling.rollout.Rollout.state_dict`."""
     return {
-        "world": rollout.world.name,
+        **_facts(rollout),
         "cache": rollout.cache.state_dict(),
         "time": torch.tensor(rollout.time),
         "ready": torch.tensor(rollout.ready),
@@ -25,19 +57,9 @@ def save(rollout: "Rollout") -> dict[str, Any]:
     }
 
 
-def restore(rollout: "Rollout", state: dict[str, Any]) -> None:
+def restore(rollout: "Rollout", state: Mapping[str, Any]) -> None:
     """See :meth:`magi_world.sampling.rollout.Rollout.load_state_dict`."""
-    missing = [key for key in _PARTS if key not in state]
-    if missing:
-        raise CheckpointError(f"this is no state of a rollout: it lacks {', '.join(missing)}")
-    if state["world"] != rollout.world.name:
-        raise CheckpointError(
-            f"a state of {state['world']!r} in a rollout of {rollout.world.name!r}"
-        )
-    if len(state["time"]) != rollout.batch_size:
-        raise CheckpointError(
-            f"a state of {len(state['time'])} slots in a rollout of {rollout.batch_size}"
-        )
+    check_fits(rollout, state)
     rollout.cache.load_state_dict(state["cache"])
     rollout.time = [int(time) for time in state["time"]]
     rollout.ready = [bool(ready) for ready in state["ready"]]
@@ -46,14 +68,56 @@ def restore(rollout: "Rollout", state: dict[str, Any]) -> None:
         generator.set_state(saved.clone())  # torch 2.13 crashes on a view with an offset
 
 
-def fork(rollout: "Rollout", slots: Sequence[int], seeds: Iterable[int] | None = None) -> "Rollout":
+def check_fits(rollout: "Rollout", state: Mapping[str, Any]) -> None:
+    """Raise `CheckpointError` with the reason unless the rollout can go on from the state."""
+    missing = [key for key in _PARTS if key not in state]
+    if missing:
+        raise CheckpointError(f"this is no state of a rollout: it lacks {', '.join(missing)}")
+    facts = _facts(rollout)
+    if state["world"] != facts["world"]:
+        raise CheckpointError(f"a state of {state['world']!r} in a rollout of {facts['world']!r}")
+    if state["weights"] != facts["weights"]:
+        raise CheckpointError(
+            f"a state made with other weights of {facts['world']!r} (mark {state['weights']}, here "
+            f"{facts['weights']}): load the world that it was made in"
+        )
+    if len(state["time"]) != rollout.batch_size:
+        raise CheckpointError(
+            f"a state of {len(state['time'])} slots in a rollout of {rollout.batch_size}"
+        )
+    if state["dtype"] != facts["dtype"]:
+        raise CheckpointError(
+            f"a state in {state['dtype']} in a rollout in {facts['dtype']}: load the world with "
+            f"dtype={state['dtype']!r}"
+        )
+    rollout.cache.check_state(state["cache"])
+    try:
+        for saved in state["generators"]:
+            torch.Generator().set_state(saved.clone())
+    except (RuntimeError, TypeError) as error:
+        raise CheckpointError(f"a damaged state: generators: {error}") from None
+    for name in ("ready", "chunk_index", "generators"):
+        if not isinstance(state[name], Tensor) or len(state[name]) != rollout.batch_size:
+            raise CheckpointError(f"a damaged state: {name} needs one entry a slot")
+
+
+def fork(
+    rollout: "Rollout",
+    slots: Sequence[int],
+    seeds: Iterable[int] | None = None,
+    *,
+    steps: int | None = None,
+    temperature: float | None = None,
+) -> "Rollout":
     """See :meth:`magi_world.sampling.rollout.Rollout.fork`."""
     chosen = [int(slot) for slot in slots]
     wrong = [slot for slot in chosen if not 0 <= slot < rollout.batch_size]
     if wrong or not chosen:
         raise ConfigError(f"slots {chosen}: slots of 0…{rollout.batch_size - 1} are needed")
     copy = type(rollout)(
-        rollout.world, len(chosen), steps=rollout.steps, temperature=rollout.temperature,
+        rollout.world, len(chosen),
+        steps=rollout.steps if steps is None else steps,
+        temperature=rollout.temperature if temperature is None else temperature,
         starts=rollout.starts,
     )  # fmt: skip
     if seeds is not None:

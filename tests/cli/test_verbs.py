@@ -70,8 +70,10 @@ def test_bench_env(run: Run, tiny_world_path: Path, monkeypatch: pytest.MonkeyPa
     assert [row["num_envs"] for row in rows] == [1, 2]
     keys = {
         "frames_per_s", "agent_steps_per_s", "p50_ms", "p95_ms", "cold_start_s", "peak_share",
-        "mflop_per_chunk", "peak_gflops", "denoising_steps", "dtype", "threads",
+        "mflop_per_chunk", "peak_gflops", "denoising_steps", "dtype", "threads", "env_overhead",
+        "env_step_ms",
     }  # fmt: skip
+    assert all(0 < row["env_overhead"] < 1 for row in rows)
     assert all(keys <= set(row) for row in rows)
     lines = run(*arguments).out.splitlines()
     assert lines[0].split()[:2] == ["num_envs", "frames_per_s"]
@@ -97,6 +99,25 @@ def test_bench_env_says_what_the_time_goes_into(
     assert "largest operators, 2 slots" in result.out
     refused = run("bench", "env", "--world", tiny_world_path, "--num-envs", "1,x")
     assert refused.code == 2 and "--num-envs" in refused.err
+
+
+def test_plan(run: Run, tiny_world_path: Path, fake_game: type[FakeGame]) -> None:
+    arguments = (
+        "plan", "--world", tiny_world_path, "--episodes", 2, "--futures", 2, "--horizon", 2,
+        "--rounds", 1, "--steps", 1, "--agent", "noop", "--agent", "random",
+    )  # fmt: skip
+    result = run(*arguments, "--json")
+    assert result.code == 0, result.err
+    assert [(row["agent"], row["where"]) for row in result.data] == [
+        (agent, where) for where in ("dream", "real") for agent in ("noop", "random", "planner")
+    ]
+    for row in result.data[2::3]:
+        assert (row["n"], row["futures"], row["plan_horizon"], row["rounds"]) == (2, 2, 2, 1)
+        assert row["denoising_steps"] == 1 and row["seconds_per_action"] > 0
+        assert row["policy"] == "planned" and row["best_other"] in ("noop", "random")
+        assert row["above_best_low"] <= row["above_best"] <= row["above_best_high"]
+    printed = run(*arguments, "--real", "--method", "shooting")
+    assert printed.code == 0 and "seconds_per_action" in printed.out
 
 
 def test_evaluate_measures_and_writes_the_card(

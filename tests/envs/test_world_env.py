@@ -288,8 +288,8 @@ def test_keywords_reach_the_rollout(make: Make) -> None:
 @pytest.mark.parametrize("actions", ACTIONS)
 def test_gymnasiums_vector_environment_serves(tiny_world_path: Path, actions: str) -> None:
     envs = gym.make_vec(
-        ENV_ID, num_envs=2, world=str(tiny_world_path), actions=actions, horizon=2,
-        ignore_termination=True,
+        ENV_ID, num_envs=2, vectorization_mode="sync", world=str(tiny_world_path),
+        actions=actions, horizon=2, ignore_termination=True,
     )  # fmt: skip
     single = gym.make(ENV_ID, world=str(tiny_world_path), ignore_termination=True)
     batch, info = envs.reset(seed=7)

@@ -1,0 +1,261 @@
+"""Planning in the dream: imagine what each of many action sequences leads to, act on the best.
+
+The planner is an agent like any other (`reset`, `act`), in the dream and in the real game alike: a
+rollout of its own follows what happens, because it observes every chunk that it is shown, and
+before each action it forks that rollout into futures, all in one batch. `plan` does the same from
+any rollout. The futures draw noise of their own: a planner that used the generators of the rollout
+it acts in would foresee chance.
+
+Two searches over prompts are known, both old: random shooting draws sequences and takes the best;
+the cross-entropy method (Rubinstein, 1999) draws some, refits the probabilities of the actions at
+every place to the best of them, and draws again. Both begin with the last plan, moved on by one.
+
+Shape letters: N rows, K futures of a row, T chunks ahead, A actions.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from magi_world.errors import AgentError, NotReset
+
+if TYPE_CHECKING:
+    from magi_world.sampling.rollout import Rollout
+    from magi_world.world import World
+
+Actions = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+Value = Callable[[Tensor], Tensor]
+"""Latents of imagined chunks `[n, T, 16, P, h, w]`, oldest first, to what going on from the last of
+them is worth, `[n]`, in the units of the planner's reward."""
+
+METHODS = ("cem", "shooting")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannerSettings:
+    """How a planner searches.
+
+    Raises:
+        AgentError: a value outside what is named here.
+    """
+
+    method: str = "cem"
+    """"cem" or "shooting" """
+    futures: int = 16
+    """K, imagined at once for every row, and in every round again"""
+    horizon: int = 4
+    """chunks ahead, T"""
+    rounds: int = 3
+    """rounds of the cross-entropy method; shooting has one"""
+    elites: int = 4
+    """futures of a round that the next one is drawn after"""
+    smoothing: float = 0.2
+    """share of the uniform distribution that every refit keeps, so that nothing dies out"""
+    sticky: float = 0.5
+    """probability with which a drawn sequence repeats its last action: hasty ones lead nowhere"""
+    gamma: float = 1.0
+    """discount of a chunk"""
+    signal_weights: Mapping[str, float] = field(default_factory=dict)
+    """weights with which signals of the world are added to its reward, such as {"damage": -4}"""
+    steps: int | None = None
+    """denoising steps of imagined chunks; None is those of the rollout"""
+    temperature: float | None = None
+    """scale of the noise of imagined chunks; None is that of the rollout"""
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise AgentError(f"method {self.method!r} is not one of {list(METHODS)}")
+        for name in ("futures", "horizon", "rounds", "elites"):
+            number = getattr(self, name)
+            if not isinstance(number, int) or isinstance(number, bool) or number < 1:
+                raise AgentError(f"{name} {number!r}: a whole number, 1 or more, is needed")
+        if self.elites > self.futures:
+            raise AgentError(f"elites {self.elites} of {self.futures} futures: at most all of them")
+        for name in ("smoothing", "sticky", "gamma"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise AgentError(f"{name} {getattr(self, name)!r}: 0 to 1 is needed")
+
+
+class Plan(NamedTuple):
+    """What a search found for N rows."""
+
+    actions: Actions
+    """the first action of the best sequence, `[N]`"""
+    sequences: Actions
+    """the best sequences, `[N, T]`"""
+    returns: Floats
+    """what was imagined for them, `[N]`"""
+
+
+class Planner:
+    """Model-predictive control over a world's prompts.
+
+    Args:
+        world: the world that is imagined with.
+        settings: how the search goes; keywords make them too.
+        value: worth of what lies beyond the horizon; None is nothing.
+        **keywords: fields of `PlannerSettings`, instead of `settings`.
+
+    Raises:
+        AgentError: both forms of settings, a wrong one, or a signal that the world does not have.
+    """
+
+    observations = "latent"
+    policy = "planned"
+
+    def __init__(
+        self,
+        world: "World",
+        settings: PlannerSettings | None = None,
+        *,
+        value: Value | None = None,
+        **keywords: Any,
+    ) -> None:
+        if settings is not None and keywords:
+            raise AgentError(f"settings and {sorted(keywords)}: give one form of them")
+        self.world = world
+        self.settings = PlannerSettings(**keywords) if settings is None else settings
+        self.value = value
+        self.prompts: list[str] = world.card["prompts"]
+        known = () if world.config.outcome is None else world.config.outcome.signals
+        unknown = sorted(set(self.settings.signal_weights) - set(known))
+        if unknown:
+            raise AgentError(
+                f"the world {world.name!r} has no signals {unknown}, but {list(known)}"
+            )
+        self._generators: list[np.random.Generator] = []
+        self._plans: Actions | None = None  # the last plans, moved on by one chunk
+        self._rollout: Rollout | None = None
+        self._last: Actions | None = None
+
+    # ---------------------------------------------------------------- as an agent
+
+    def reset(self, n: int, seed: int | None = None) -> None:
+        """Begin n episodes; row i draws sequences and noise from a generator seeded `seed + i`."""
+        seeds = [None] * n if seed is None else range(seed, seed + n)
+        self._generators = [np.random.default_rng(row_seed) for row_seed in seeds]
+        self._plans = self._rollout = self._last = None
+
+    def act(self, observations: npt.NDArray[Any] | Tensor) -> Actions:
+        """Take in the newest chunk of each row and return the best action, int64 `[N]`.
+
+        The first chunk after `reset` begins the history, under the no-op; every later one is
+        observed under the action that was returned last.
+
+        Args:
+            observations: latents `[N, 16, P, h, w]`, as the world encodes them.
+
+        Raises:
+            NotReset: `reset` was never called.
+            AgentError: another number of rows than `reset` was given, or latents of another shape.
+        """
+        if not self._generators:
+            raise NotReset("the planner was not reset: call reset(n) before act")
+        n = len(self._generators)
+        latents = torch.as_tensor(observations, dtype=torch.float32)
+        expected = (n, *self.world.config.latent_shape)
+        if tuple(latents.shape) != expected:
+            raise AgentError(f"latents of shape {tuple(latents.shape)}, expected {expected}")
+        if self._rollout is None or self._last is None:
+            self._rollout = self.world.rollout(n, seeds=[0] * n)  # it observes and draws nothing
+            for row in range(n):
+                self._rollout.reset([row], latents=latents[row : row + 1], prompts=self.prompts[:1])
+        else:
+            self._rollout.observe(latents, [self.prompts[action] for action in self._last])
+        self._last = self.plan(self._rollout).actions
+        return self._last.copy()
+
+    # ---------------------------------------------------------------- the search
+
+    def plan(self, rollout: "Rollout", slots: Sequence[int] | None = None) -> Plan:
+        """Search from the present of these slots; the rollout itself is not touched.
+
+        Row i of the planner belongs to the i-th slot named, and its plan is carried over to the
+        next call.
+
+        Raises:
+            NotReset: `reset` was never called, or a slot of the rollout was not.
+            AgentError: another number of slots than `reset` was given rows.
+        """
+        chosen = list(range(rollout.batch_size)) if slots is None else list(slots)
+        if not self._generators:
+            raise NotReset("the planner was not reset: call reset(n) before plan")
+        if len(chosen) != len(self._generators):
+            raise AgentError(
+                f"{len(chosen)} slots, but the planner was reset for {len(self._generators)} rows"
+            )
+        rounds = self.settings.rounds if self.settings.method == "cem" else 1
+        best, chances = self._plans, None
+        for _ in range(rounds):
+            sequences_NKT = self._draw(best, chances)
+            returns_NK = self._imagine(rollout, chosen, sequences_NKT)
+            order_NK = np.argsort(-returns_NK, axis=1, kind="stable")
+            best = np.take_along_axis(sequences_NKT, order_NK[:, :1, None], axis=1)[:, 0]
+            chances = self._refit(sequences_NKT, order_NK[:, : self.settings.elites])
+        assert best is not None  # there is at least one round
+        # the next plan begins one chunk later, and its new end holds the last action
+        self._plans = np.concatenate([best[:, 1:], best[:, -1:]], axis=1)
+        return Plan(best[:, 0].copy(), best, returns_NK.max(axis=1))
+
+    def _draw(self, best_NT: Actions | None, chances_NTA: Floats | None) -> Actions:
+        """Sequences `[N, K, T]`: the best one known first, the others drawn."""
+        s, count = self.settings, len(self.prompts)
+        sequences = np.empty((len(self._generators), s.futures, s.horizon), np.int64)
+        for row, generator in enumerate(self._generators):
+            if chances_NTA is None:
+                fresh = generator.integers(count, size=(s.futures, s.horizon))
+                repeats = generator.random((s.futures, s.horizon)) < s.sticky
+                for t in range(1, s.horizon):
+                    fresh[:, t] = np.where(repeats[:, t], fresh[:, t - 1], fresh[:, t])
+                sequences[row] = fresh
+            else:
+                places = generator.random((s.futures, s.horizon, 1))
+                reached = chances_NTA[row].cumsum(axis=-1)[:, :-1]
+                sequences[row] = (places >= reached).sum(axis=-1)
+        if best_NT is not None:
+            sequences[:, 0] = best_NT
+        return sequences
+
+    def _refit(self, sequences_NKT: Actions, elites_NE: Actions) -> Floats:
+        """Probabilities `[N, T, A]` of the actions at every place among the best sequences."""
+        chosen_NET = np.take_along_axis(sequences_NKT, elites_NE[:, :, None], axis=1)
+        count = len(self.prompts)
+        shares_NTA = np.eye(count)[chosen_NET].mean(axis=1)
+        smoothing = self.settings.smoothing
+        return np.asarray((1 - smoothing) * shares_NTA + smoothing / count)
+
+    def _imagine(self, rollout: "Rollout", slots: list[int], sequences_NKT: Actions) -> Floats:
+        """Expected return `[N, K]` of sequences, all in one batch of N * K slots.
+
+        Endings are not drawn: a chunk counts with the probability that it is still reached. All
+        futures of a row share the noise of a round, so that they differ by what is done in them and
+        not by luck; each round draws another.
+        """
+        s, (n, k, horizon) = self.settings, sequences_NKT.shape
+        seeds = [int(generator.integers(2**63)) for generator in self._generators]
+        fork = rollout.fork(
+            np.repeat(slots, k).tolist(), np.repeat(seeds, k).tolist(),
+            steps=s.steps, temperature=s.temperature,
+        )  # fmt: skip
+        alive = torch.ones(n * k, device=rollout.device)
+        total = torch.zeros(n * k, device=rollout.device)
+        seen = []
+        for t in range(horizon):
+            actions = sequences_NKT[:, :, t].ravel()
+            chunk = fork.step([self.prompts[action] for action in actions])
+            reward = chunk.reward
+            for name, weight in s.signal_weights.items():
+                reward = reward + weight * chunk.signals[name]
+            total += s.gamma**t * alive * reward
+            alive = alive * (1 - chunk.termination_probability)
+            if self.value is not None:
+                seen.append(chunk.latents)
+        if self.value is not None:
+            total += s.gamma**horizon * alive * self.value(torch.stack(seen, dim=1))
+        return total.double().cpu().numpy().reshape(n, k)

@@ -1,0 +1,80 @@
+"""The last observation of every slot of a batch, and how it is handed out."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from magi_world.envs.spaces import LATENT_LIMIT
+
+
+class ShownChunks:
+    """What N slots show: the latents of their last chunks and the forms of them that are observed.
+
+    Frames come as callables: they are decoded only if they are part of the observation.
+
+    Args:
+        latents: zeros `[N, 16, P, h, w]` on the world's device, until the first chunk comes.
+        observations: "frames", "latent" or "both".
+        output: "numpy" or "torch".
+    """
+
+    def __init__(self, latents: Tensor, observations: str, output: str) -> None:
+        self.latents = latents
+        self.forms: dict[str, Tensor] = {}
+        self.observations = observations
+        self.output = output
+
+    def replace(
+        self, latents: Tensor, frames: Callable[[], Tensor], slots: Sequence[int] | None = None
+    ) -> None:
+        """Take over the chunks of these slots, one row each, or of all.
+
+        Tensors that were taken over before are never written to: others may still look at them.
+        """
+        new = {"latents": latents, **self._forms_of(latents, frames)}
+        if slots is not None and len(slots) < len(self.latents):
+            old = {"latents": self.latents, **self.forms}
+            rows = torch.tensor(slots, device=latents.device)
+            new = {name: part.index_copy(0, rows, new[name]) for name, part in old.items()}
+        self.latents = new.pop("latents")
+        self.forms = new
+
+    def _forms_of(self, latents: Tensor, frames: Callable[[], Tensor]) -> dict[str, Tensor]:
+        forms = {}
+        if self.observations != "latent":
+            forms["frames"] = frames()
+        if self.observations != "frames":
+            forms["latent"] = latents.clamp(-LATENT_LIMIT, LATENT_LIMIT)
+        return forms
+
+    def observation(self, rows: int | slice = slice(None)) -> Any:
+        """Rows of the observation as the caller's own: copies that share nothing."""
+        parts: dict[str, Any] = {name: part[rows].clone() for name, part in self.forms.items()}
+        if self.output == "numpy":
+            parts = {name: part.cpu().numpy() for name, part in parts.items()}
+        return parts if self.observations == "both" else parts[self.observations]
+
+    def state(self) -> dict[str, Tensor]:
+        """Latents, and the frames where they are observed; copies."""
+        frames = {name: part.clone() for name, part in self.forms.items() if name == "frames"}
+        return {"latents": self.latents.clone(), **frames}
+
+    def restore(
+        self, state: Mapping[str, Tensor], decode: Callable[[Tensor], Tensor]
+    ) -> Callable[[], Tensor]:
+        """Take over a saved state; returns what gives its frames.
+
+        They are those that were saved, else decoded from the latents, at most once.
+        """
+        latents = state["latents"].to(self.latents.device, copy=True)
+        kept = [state["frames"].to(latents.device, copy=True)] if "frames" in state else []
+
+        def frames() -> Tensor:
+            if not kept:
+                kept.append(decode(latents))
+            return kept[0]
+
+        self.replace(latents, frames)
+        return frames
