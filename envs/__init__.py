@@ -13,10 +13,12 @@ if typing.TYPE_CHECKING:
     from magi_world.envs.real_env import RealEnv
     from magi_world.envs.spaces import PromptSpace
     from magi_world.envs.vector_env import WorldVectorEnv
+    from magi_world.envs.video_env import VideoEnv
     from magi_world.envs.world_env import WorldEnv
-    from magi_world.envs.wrappers import ChannelStack, LastFrame, NumericInfos
+    from magi_world.envs.wrappers import CallableReward, ChannelStack, LastFrame, NumericInfos
 
 __all__ = [
+    "CallableReward",
     "ChannelStack",
     "GymnasiumGame",
     "LastFrame",
@@ -24,11 +26,13 @@ __all__ = [
     "PromptSpace",
     "RayVectorEnv",
     "RealEnv",
+    "VideoEnv",
     "WorldEnv",
     "WorldVectorEnv",
 ]
 
 _HOMES = {
+    "CallableReward": "wrappers",
     "ChannelStack": "wrappers",
     "GymnasiumGame": "gymnasium_game",
     "LastFrame": "wrappers",
@@ -36,6 +40,7 @@ _HOMES = {
     "PromptSpace": "spaces",
     "RayVectorEnv": "ray_env",
     "RealEnv": "real_env",
+    "VideoEnv": "video_env",
     "WorldEnv": "world_env",
     "WorldVectorEnv": "vector_env",
 }

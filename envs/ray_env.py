@@ -18,6 +18,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from magi_world.checkpoints.world_format import Bank
+from magi_world.config import TextConfig
 from magi_world.envs.batches import (
     as_autoreset_mode,
     batch_prompts,
@@ -239,7 +240,7 @@ class RayVectorEnv(VectorEnv[Any, Any, Any]):
             actions, self._actions, self._prompts, self._max_length,
             num_envs=self.num_envs, ignored=over,
         )  # fmt: skip
-        if self._text is not None:  # before any actor moves
+        if isinstance(self._text, TextConfig):  # before any actor moves
             for prompt in prompts:
                 check_prompt(prompt, self._text.max_bytes)
         rows: list[Any] = prompts

@@ -5,12 +5,19 @@ import gymnasium
 ENTRY_POINTS = {
     "magi_world/DoomTakeCover-v0": "magi_world.envs.world_env:WorldEnv",
     "magi_world/DoomTakeCoverReal-v0": "magi_world.envs.real_env:RealEnv",
+    "magi_world/Video-v0": "magi_world.envs.video_env:VideoEnv",
 }
 """Class behind each id, as text: registering imports neither torch nor a game."""
 VECTOR_ENTRY_POINTS = {
     "magi_world/DoomTakeCover-v0": "magi_world.envs.vector_env:WorldVectorEnv",
 }
 """Class that `gymnasium.make_vec` builds; ids without one get Gymnasium's own loop."""
+
+WORLDS = {
+    "magi_world/DoomTakeCover-v0": "doom-take-cover",
+    "magi_world/DoomTakeCoverReal-v0": "doom-take-cover",
+}
+"""The world behind the ids that have one; the others take a model as keyword."""
 
 
 def register_environments() -> None:
@@ -25,5 +32,5 @@ def register_environments() -> None:
                 env_id,
                 entry_point,
                 vector_entry_point=VECTOR_ENTRY_POINTS.get(env_id),
-                kwargs={"world": "doom-take-cover"},
+                kwargs={"world": WORLDS[env_id]} if env_id in WORLDS else {},
             )

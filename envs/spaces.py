@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
 
-from magi_world.config import WorldConfig
+from magi_world.config import TextConfig, WorldConfig
 from magi_world.errors import ActionError, ConfigError, PromptError
 
 Frames = npt.NDArray[np.uint8]
@@ -153,7 +153,8 @@ def max_prompt_length(config: WorldConfig) -> int:
 
     An embedded world counts UTF-8 bytes on top of this when it encodes a prompt.
     """
-    return config.dit.caption_max_length if config.text is None else config.text.max_bytes
+    text = config.text
+    return text.max_bytes if isinstance(text, TextConfig) else config.dit.caption_max_length
 
 
 def action_space(

@@ -1,10 +1,10 @@
-"""Wrappers for libraries that read less than the environments give.
+"""Wrappers: chunks of frames as single pictures, rewards of one's own, infos without texts.
 
-`LastFrame` and `ChannelStack` turn chunks of frames into single pictures; both take an environment
-with `observations="frames"`, whose observation is uint8 `[F, H, W, 3]`. `NumericInfos` leaves texts
-out of the infos of a vector environment.
+`LastFrame`, `ChannelStack` and `CallableReward` take an environment that observes frames, uint8
+`[F, H, W, 3]`; `NumericInfos` takes a vector environment.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import gymnasium
@@ -13,7 +13,8 @@ from gymnasium import spaces
 from gymnasium.utils import RecordConstructorArgs
 from gymnasium.vector import VectorEnv, VectorWrapper
 
-from magi_world.envs.spaces import Frames
+from magi_world.envs.reward import check_reward, rated
+from magi_world.envs.spaces import Frames, Observation
 from magi_world.errors import ConfigError
 
 
@@ -95,8 +96,50 @@ def _numbers(infos: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+class CallableReward(gymnasium.Wrapper[Observation, Any, Observation, Any]):
+    """Reward every step by a function of its frames and its prompt.
+
+    The environment observes "frames" or "both" and names the prompt in `info`, as every
+    environment of this package does. What it rewards by itself is kept in `info["env_reward"]`. A
+    function that can be imported may be given to `magi_world/Video-v0` as `reward="module:name"`
+    instead, which also goes into `env.spec`.
+
+    Args:
+        env: the environment.
+        function: anything that can be called with the frames uint8 `[F, H, W, 3]` and the prompt,
+            and returns a number.
+
+    Raises:
+        ConfigError: the environment does not observe frames, or `function` cannot be called.
+    """
+
+    def __init__(
+        self, env: gymnasium.Env[Observation, Any], function: Callable[[Frames, str], Any]
+    ) -> None:
+        super().__init__(env)
+        space = env.observation_space
+        if isinstance(space, spaces.Dict) and "frames" in space.spaces:
+            space = space["frames"]
+        _frames_of_space(space, type(self).__name__)
+        self.function = check_reward(function)
+
+    def step(self, action: Any) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+        """Step the environment and replace its reward.
+
+        Raises:
+            ConfigError: the function returned no finite number; the step has been made.
+        """
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        frames: Any = observation["frames"] if isinstance(observation, dict) else observation
+        rating = rated(self.function, frames, info["prompt"])
+        return observation, rating, terminated, truncated, {**info, "env_reward": reward}
+
+
 def _frames_shape(env: gymnasium.Env[Frames, Any], wrapper: str) -> tuple[int, int, int, int]:
-    space = env.observation_space
+    return _frames_of_space(env.observation_space, wrapper)
+
+
+def _frames_of_space(space: spaces.Space[Any], wrapper: str) -> tuple[int, int, int, int]:
     if not isinstance(space, spaces.Box) or space.dtype != np.uint8 or len(space.shape) != 4:
         raise ConfigError(
             f"{wrapper} needs frames, uint8 [F, H, W, 3], but the environment observes {space}: "

@@ -6,54 +6,19 @@ Field names of :class:`DiTConfig` and :class:`VAEConfig` are those of MAGI-1's o
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, Self
 
+from magi_world.config_section import Section as _Section
+from magi_world.config_section import is_number as _is_number
+from magi_world.config_section import require as _require
+from magi_world.config_section import require_counts as _require_counts
+from magi_world.config_section import require_flags as _require_flags
 from magi_world.errors import ConfigError
+from magi_world.magi1_config import Magi1Config, T5Config
 
 _TRANSFORMS = ("identity", "piecewise", "square")  # those of time_grid
 _PREDICTIONS = ("velocity", "clean")
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ConfigError(message)
-
-
-def _require_counts(section: object, *names: str) -> None:
-    """Refuse fields that are not whole numbers from 1 on."""
-    for name in names:
-        value = getattr(section, name)
-        _require(
-            isinstance(value, int) and not isinstance(value, bool) and value >= 1,
-            f"{name} {value!r}: a whole number, 1 or more, is needed",
-        )
-
-
-class _Section:
-    """Reading and writing of one section as plain data."""
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Build the section from plain data; absent keys take their defaults.
-
-        Raises:
-            ConfigError: an unknown key, or a value that cannot work.
-        """
-        _require(isinstance(values, Mapping), f"{cls.__name__}: {values!r} is no table of keys")
-        known = {f.name for f in fields(cls)}  # type: ignore[arg-type]
-        unknown = sorted(set(values) - known)
-        _require(not unknown, f"{cls.__name__}: unknown keys {unknown}; known are {sorted(known)}")
-        converted = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-        try:
-            return cls(**converted)
-        except TypeError as error:
-            raise ConfigError(f"{cls.__name__}: {error}") from None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the section as plain data that JSON can hold."""
-        values: dict[str, Any] = asdict(self)  # type: ignore[call-overload]
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +65,16 @@ class DiTConfig(_Section):
             "num_query_groups", "kv_channels", "caption_channels", "caption_max_length",
             "in_channels", "out_channels", "patch_size",
         )  # fmt: skip
+        _require_flags(self, "gated_linear_unit", "half_channel_vae")
+        for name in ("cond_hidden_ratio", "x_rescale_factor", "layernorm_epsilon"):
+            value = getattr(self, name)
+            positive = _is_number(value) and value > 0
+            _require(positive, f"{name} {value!r}: a number above 0 is needed")
+        _require(self.condition_size >= 1, f"cond_hidden_ratio {self.cond_hidden_ratio} is too low")
+        _require(
+            self.model_name == "videodit_ardf",
+            f"model_name {self.model_name!r}: only 'videodit_ardf' is known",
+        )
         heads, groups = self.num_attention_heads, self.num_query_groups
         _require(heads % groups == 0, f"{heads} heads are not a multiple of {groups} query groups")
         _require(
@@ -294,8 +269,10 @@ class WorldConfig:
     """frame width in pixels"""
     fps: int
     """frames per second of the real game"""
-    text: TextConfig | None = None
+    text: TextConfig | T5Config | None = None
     outcome: OutcomeConfig | None = None
+    magi1: Magi1Config | None = None
+    """settings of a MAGI-1 checkpoint, None for every other world"""
     version: int = field(default=1)
 
     def __post_init__(self) -> None:
@@ -317,16 +294,30 @@ class WorldConfig:
             f"null_prompt_tokens {self.sampling.null_prompt_tokens} is above the "
             f"caption_max_length {rows} of the DiT",
         )
-        if self.text is not None:
+        if isinstance(self.text, TextConfig):
             _require(
                 self.text.max_bytes < rows,
                 f"prompts of {self.text.max_bytes} bytes and an end token do not fit the "
                 f"caption_max_length {rows} of the DiT",
             )
+        if isinstance(self.text, T5Config):
+            _require(
+                self.text.max_tokens <= rows,
+                f"prompts of {self.text.max_tokens} tokens do not fit the caption_max_length "
+                f"{rows} of the DiT",
+            )
+        if self.text is not None:
             _require(
                 self.text.d_model == self.dit.caption_channels,
                 f"the text encoder is {self.text.d_model} wide, the DiT expects "
                 f"{self.dit.caption_channels}",
+            )
+        if self.magi1 is not None:
+            self.magi1.check()
+            _require(
+                self.magi1.temporal_downsample_factor == self.vae.patch_length,
+                f"temporal_downsample_factor {self.magi1.temporal_downsample_factor} is not the "
+                f"patch_length {self.vae.patch_length} of the VAE",
             )
 
     @property
@@ -359,12 +350,15 @@ class WorldConfig:
         """
         sections: dict[str, type[_Section]] = {
             "dit": DiTConfig, "vae": VAEConfig, "sampling": SamplingConfig,
-            "text": TextConfig, "outcome": OutcomeConfig,
+            "text": TextConfig, "outcome": OutcomeConfig, "magi1": Magi1Config,
         }  # fmt: skip
         _require(isinstance(values, Mapping), f"config {values!r} is no table of sections")
         known = {f.name for f in fields(cls)}
         unknown = sorted(set(values) - known)
         _require(not unknown, f"WorldConfig: unknown keys {unknown}; known are {sorted(known)}")
+        text = values.get("text")
+        if isinstance(text, Mapping) and "max_tokens" in text:
+            sections["text"] = T5Config
         arguments: dict[str, Any] = {
             key: sections[key].from_dict(value) if key in sections and value is not None else value
             for key, value in values.items()
@@ -379,5 +373,7 @@ class WorldConfig:
         result: dict[str, Any] = {}
         for f in fields(self):
             value = getattr(self, f.name)
+            if f.name == "magi1" and value is None:
+                continue  # cards of other worlds do not speak of it
             result[f.name] = value.to_dict() if isinstance(value, _Section) else value
         return result

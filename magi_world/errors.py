@@ -26,6 +26,10 @@ class PromptError(MagiWorldError, ValueError):
     """A prompt that cannot be used: not text, empty, not printable or too long."""
 
 
+class MediaError(MagiWorldError, ValueError):
+    """A picture or video file that cannot be read or written: names the file and the reason."""
+
+
 class ActionError(MagiWorldError, ValueError):
     """An action outside the action space."""
 

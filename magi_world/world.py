@@ -1,36 +1,52 @@
 """A world: weights, configuration and card, and what can be done with them."""
 
+import copy
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from magi_world import worlds
+from magi_world.checkpoints.finding import find_world
+from magi_world.checkpoints.magi1_world import (
+    Layout,
+    Magi1Parts,
+    default_dtype,
+    prompt_encoder,
+    save_magi1,
+)
+from magi_world.checkpoints.progress import progress_bar
 from magi_world.checkpoints.tensors import as_bfloat16, load_module, write_tensors
 from magi_world.checkpoints.world_format import (
-    CARD,
     Bank,
     empty_bank,
     read_bank,
-    read_card,
     write_bank,
     write_card,
 )
-from magi_world.config import WorldConfig
-from magi_world.errors import ConfigError, PromptError, ResetOptionError, WorldNotFound
+from magi_world.config import TextConfig, WorldConfig
+from magi_world.errors import ConfigError, PromptError
 from magi_world.models.dit import CaptionKV, VideoDiT
 from magi_world.models.outcome import OutcomeHead
+from magi_world.models.pixels import to_frames, to_pixels
 from magi_world.models.text import TextEncoder, check_prompt
 from magi_world.models.vae import VitVAE
+from magi_world.models.vae_tiling import Compat, Tiling, tiled_decode, tiled_encode
+from magi_world.offload.placement import Placement
+from magi_world.placement import DTYPES, check_place
 from magi_world.sampling.chunk import Chunk
+from magi_world.sampling.pictures import check_latents, history_prompts, picture_chunks
 from magi_world.sampling.rollout import Rollout, Starts
 
+if TYPE_CHECKING:
+    from magi_world.text.encoder import T5PromptEncoder
+
 _CACHED_PROMPTS = 1024  # encoded prompts kept per world
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 class World:
@@ -40,9 +56,11 @@ class World:
         name: the card's name.
         card: `world.json`, read.
         config: the configuration in it.
-        dit, vae, text, outcome: the modules, in evaluation mode; text and outcome may be None.
+        dit, vae, outcome: the modules, in evaluation mode; outcome may be None.
+        text: the text encoder, a module; of a MAGI-1 checkpoint its `T5PromptEncoder`; or None.
         bank: clips to start from.
         folder: where the world was loaded from, None for one that was built in memory.
+        special_tokens: file of a MAGI-1 checkpoint's table of special tokens, or None.
     """
 
     def __init__(
@@ -51,8 +69,17 @@ class World:
         *,
         bank: Bank | None = None,
         folder: Path | None = None,
+        text: "T5PromptEncoder | None" = None,
+        meta: bool = False,
     ) -> None:
         """Build the modules with fresh weights.
+
+        Args:
+            card: its `config` says what is built.
+            bank: clips to start from; None for none.
+            folder: where the card comes from.
+            text: the prompt encoder of a MAGI-1 checkpoint.
+            meta: build the modules without memory; the weights are put in later.
 
         Raises:
             ConfigError: the configuration in the card cannot work.
@@ -62,23 +89,55 @@ class World:
         self.config = WorldConfig.from_dict(card["config"])
         self.folder = folder
         self.bank = empty_bank() if bank is None else bank
+        self.special_tokens: Path | None = None
         config = self.config
-        self.dit = VideoDiT(config.dit)
-        self.vae = VitVAE(config.vae)
-        self.text = None if config.text is None else TextEncoder(config.text)
-        self.outcome = (
-            None if config.outcome is None else OutcomeHead(config.outcome, config.dit.hidden_size)
-        )
+        self.text: TextEncoder | T5PromptEncoder | None = text
+        with torch.device("meta") if meta else nullcontext():
+            self.dit = VideoDiT(config.dit)
+            self.vae = VitVAE(config.vae)
+            if isinstance(config.text, TextConfig):
+                self.text = TextEncoder(config.text)
+            self.outcome = (
+                None
+                if config.outcome is None
+                else OutcomeHead(config.outcome, config.dit.hidden_size)
+            )
         self._captions: dict[str | None, CaptionKV] = {}
-        self.device = torch.device("cpu")
-        self.dtype = torch.float32
+        self.placement = Placement()
         for module in self.modules().values():
             module.eval()
 
     def modules(self) -> dict[str, nn.Module]:
         """The modules by the names of their weight files."""
         parts = {"dit": self.dit, "vae": self.vae, "text": self.text, "outcome": self.outcome}
-        return {name: module for name, module in parts.items() if module is not None}
+        # the prompt encoder of a MAGI-1 checkpoint is no module: it loads T5 when it needs it
+        return {name: part for name, part in parts.items() if isinstance(part, nn.Module)}
+
+    @property
+    def device(self) -> torch.device:
+        """Where the DiT computes."""
+        return next(self.dit.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the DiT computes in."""
+        return self.dit.block_dtype
+
+    def resized(self, height: int, width: int) -> "World":
+        """The same world for pictures of another size; the weights are shared.
+
+        Moving one of the two moves both. Clips of the bank have the old size and stay behind.
+
+        Raises:
+            ConfigError: height or width is no multiple of 16 pixels.
+        """
+        if (height, width) == (self.config.height, self.config.width):
+            return self
+        other = copy.copy(self)  # modules and encoded prompts are the same objects
+        other.config = replace(self.config, height=height, width=width)
+        other.card = {**self.card, "config": other.config.to_dict()}
+        other.bank = empty_bank()
+        return other
 
     def to(self, device: str | torch.device | None = None, dtype: str | None = None) -> "World":
         """Move the world, in place; rollouts that it gave before refuse to go on.
@@ -90,29 +149,35 @@ class World:
         Raises:
             ConfigError: another dtype, or a device that is not there.
         """
-        if dtype is not None and dtype not in _DTYPES:
-            raise ConfigError(f"dtype {dtype!r} is not one of {sorted(_DTYPES)}")
-        if device is not None:
-            try:
-                torch.empty(0, device=device)
-            except (RuntimeError, AssertionError) as error:  # torch built without it: an assertion
-                reason = str(error).splitlines()[0]
-                raise ConfigError(f"device {str(device)!r} cannot be used: {reason}") from None
+        check_place(device, dtype)
+        self.placement.check_movable()
         for module in self.modules().values():
             if device is not None:
                 module.to(device)
-        if device is not None:
-            self.device = next(self.dit.parameters()).device
         if dtype is not None:
-            self.dtype = _DTYPES[dtype]
-            self.dit.to_recipe(self.dtype)
-        self._captions.clear()
+            self.dit.to_recipe(DTYPES[dtype])
+        self.forget_captions()
         return self
+
+    def forget_captions(self) -> None:
+        """Drop the encoded prompts: they belong to the device and dtype of before."""
+        self._captions.clear()
 
     # ---------------------------------------------------------------- pictures
 
-    def encode(self, frames: Tensor | NDArray[np.uint8]) -> Tensor:
+    @property
+    def tiling(self) -> Tiling | None:
+        """How the VAE cuts pictures: MAGI-1's published tiles; None encodes them whole."""
+        magi1 = self.config.magi1
+        if magi1 is None:
+            return None
+        return Tiling.published(magi1.fps, self.config.vae.patch_length)
+
+    def encode(self, frames: Tensor | NDArray[np.uint8], *, compat: Compat = None) -> Tensor:
         """Frames uint8 `[n, T, H, W, 3]` to scaled latents float32 `[n, C, T/4, h, w]`.
+
+        T is a multiple of 4, or 1. ``compat="magi-1"`` tiles as the published code does, see
+        :func:`magi_world.models.vae_tiling.tiled_encode`.
 
         Raises:
             ConfigError: another dtype or shape.
@@ -125,18 +190,22 @@ class World:
             raise ConfigError(f"frames {tuple(frames_NTHWC.shape)}: expected [n, T, *{expected}]")
         if frames_NTHWC.dtype != torch.uint8:
             raise ConfigError(f"frames are {frames_NTHWC.dtype}, expected uint8")
-        with torch.inference_mode():
-            pixels = frames_NTHWC.to(self.device).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
-            latents = self.vae.encode(pixels) * self.config.sampling.scale_factor
-        return latents.clone()  # agents may train on it, unlike on tensors of inference mode
+        with torch.inference_mode(), self.placement.vae:
+            pixels = to_pixels(frames_NTHWC.to(self.device))
+            latents = tiled_encode(self.vae, pixels, self.tiling, compat=compat)
+            scaled = latents * self.config.sampling.scale_factor
+        return scaled.clone()  # agents may train on it, unlike on tensors of inference mode
 
-    def decode(self, latents: Tensor) -> Tensor:
-        """Scaled latents `[n, C, T', h, w]` to frames uint8 `[n, 4T', H, W, 3]`."""
-        with torch.inference_mode():
+    def decode(self, latents: Tensor, *, compat: Compat = None) -> Tensor:
+        """Scaled latents `[n, C, T', h, w]` to frames uint8 `[n, 4T', H, W, 3]`.
+
+        ``compat="magi-1"`` gives fewer frames where a tile is one latent frame long, see
+        :func:`magi_world.models.vae_tiling.tiled_decode`.
+        """
+        with torch.inference_mode(), self.placement.vae:
             z = latents.to(self.device).float() / self.config.sampling.scale_factor
-            pixels = self.vae.decode(z, single_frame=False)
-            frames = (pixels * 127.5 + 127.5).clamp(0, 255).to(torch.uint8)
-        return frames.permute(0, 2, 3, 4, 1).clone(memory_format=torch.contiguous_format)
+            frames = to_frames(tiled_decode(self.vae, z, self.tiling, compat=compat))
+        return frames.clone()
 
     def history(
         self,
@@ -160,52 +229,19 @@ class World:
         Raises:
             ResetOptionError: not such pictures, or not one prompt a chunk.
         """
-        if latents is not None:
-            shape = self.config.latent_shape
-            if latents.shape[1:] != shape or not len(latents) or not latents.is_floating_point():
-                raise ResetOptionError(
-                    f"latents are {latents.dtype} {tuple(latents.shape)}: expected [m, *]{shape}"
-                )
-            return latents.to(self.device, torch.float32), self._history_prompts(
-                prompts, "history", len(latents)
+        if latents is None:
+            chunks, captions = picture_chunks(
+                self.config, image=image, video=video, prompts=prompts
             )
-        what = "image" if video is None else "video"
-        try:
-            frames = np.asarray(image if video is None else video)
-        except (ValueError, TypeError) as error:  # ragged lists, tensors on another device
-            raise ResetOptionError(f"{what} is no array of pixels: {error}") from None
-        size = (self.config.height, self.config.width, 3)
-        F = self.config.chunk_frames
-        if frames.dtype != np.uint8 or frames.shape[-3:] != size or frames.ndim not in (3, 4):
-            raise ResetOptionError(
-                f"{what} is {frames.dtype} {frames.shape}: expected uint8 "
-                f"{'' if what == 'image' else '[T, *]'}{size}"
-            )
-        if what == "image":
-            if frames.ndim != 3:
-                raise ResetOptionError(f"image has shape {frames.shape}: expected {size}")
-            frames = np.repeat(frames[None], F, axis=0)
-        elif frames.ndim != 4 or len(frames) < F:
-            raise ResetOptionError(f"video {frames.shape} is shorter than one chunk of {F} frames")
-        frames = frames[len(frames) % F :]
-        chunks = frames.reshape(-1, F, *size)
-        captions = self._history_prompts(prompts, what, len(chunks))
-        return self.encode(chunks), captions
-
-    def _history_prompts(
-        self, prompts: Sequence[str | None] | None, what: str, chunks: int
-    ) -> list[str | None]:
-        """The captions of a history, one a chunk, checked."""
-        if prompts is None:
-            return [None] * chunks
-        if isinstance(prompts, str) or not isinstance(prompts, Sequence):
-            raise ResetOptionError(f"prompts {prompts!r}: a list, one a chunk, is needed")
-        if len(prompts) != chunks:
-            raise ResetOptionError(f"{len(prompts)} prompts for a {what} of {chunks} chunks")
-        for prompt in prompts:
+        else:
+            check_latents(self.config, latents)
+            captions = history_prompts(prompts, "history", len(latents))
+        for prompt in captions:
             if prompt is not None:
                 self.check_prompt(prompt)
-        return list(prompts)
+        if latents is None:
+            return self.encode(chunks), captions
+        return latents.to(self.device, torch.float32), captions
 
     # ---------------------------------------------------------------- text
 
@@ -213,11 +249,15 @@ class World:
         """Check that a prompt can be used.
 
         Raises:
-            PromptError: not text, empty, unprintable or too long.
+            PromptError: not text, empty, unprintable or too long; of a MAGI-1 checkpoint also
+                one that its text encoder does not know.
         """
-        if self.config.text is None:
+        if self.text is None:
             raise PromptError(f"the world {self.name!r} has no text encoder")
-        check_prompt(prompt, self.config.text.max_bytes)
+        if isinstance(self.text, TextEncoder):
+            check_prompt(prompt, self.text.config.max_bytes)
+        else:
+            self.text.check(prompt)
 
     @torch.inference_mode()
     def caption(self, prompt: str | None) -> CaptionKV:
@@ -227,14 +267,21 @@ class World:
                 rows = self.config.sampling.null_prompt_tokens
                 tokens = self.dit.y_embedder.null_caption_embedding[:rows]
             else:
-                self.check_prompt(prompt)
-                assert self.text is not None  # check_prompt has refused a world without one
-                # alone, so that its bits do not depend on the prompts beside it
-                tokens, _ = self.text([prompt])
+                tokens = self._tokens(prompt)
             if len(self._captions) >= _CACHED_PROMPTS:
                 self._captions.pop(next(iter(self._captions)))
             self._captions[prompt] = self.dit.caption_kv(tokens)
         return self._captions[prompt]
+
+    def _tokens(self, prompt: str) -> Tensor:
+        """Caption tokens `[Y, caption_channels]` of a prompt."""
+        self.check_prompt(prompt)
+        assert self.text is not None  # check_prompt has refused a world without one
+        # alone, so that its bits do not depend on the prompts beside it
+        if isinstance(self.text, TextEncoder):
+            tokens: Tensor = self.text([prompt])[0]
+            return tokens
+        return self.text.embed([prompt])[0].to(self.device)
 
     # ---------------------------------------------------------------- rollouts
 
@@ -275,38 +322,82 @@ class World:
 
     # ---------------------------------------------------------------- disk
 
-    def save(self, folder: Path | str) -> None:
-        """Write the world: weights in bfloat16, the bank and, last, the card."""
+    @property
+    def text_folder(self) -> Path | None:
+        """Folder of a MAGI-1 checkpoint's text encoder."""
+        return None if isinstance(self.text, TextEncoder | None) else self.text.folder
+
+    def save(self, folder: Path | str, *, layout: Layout = "world") -> None:
+        """Write the world; the card or configuration comes last, so half a folder is none.
+
+        Args:
+            folder: made if absent.
+            layout: "world", the package's own: weights in bfloat16, those of MAGI-1 checkpoints
+                exactly, with text encoder and table of special tokens beside them; or "magi-1",
+                the published one, for MAGI-1 checkpoints.
+
+        Raises:
+            ConfigError: another layout, or "magi-1" for another world.
+            CheckpointError: "magi-1" into a folder that holds a checkpoint already.
+        """
         folder = Path(folder)
-        for name, module in self.modules().items():
-            write_tensors(as_bfloat16(module), folder / f"{name}.safetensors", {"part": name})
-        write_bank(self.bank, self.card["prompts"], folder / "bank.safetensors")
-        write_card(folder, self.card)
+        if self.config.magi1 is not None or layout != "world":
+            beside = {"text_folder": self.text_folder, "special_tokens": self.special_tokens}
+            save_magi1(folder, self.config, self.modules(), layout=layout, **beside)
+        else:
+            for name, module in self.modules().items():
+                write_tensors(as_bfloat16(module), folder / f"{name}.safetensors", {"part": name})
+        if layout == "world":
+            write_bank(self.bank, self.card["prompts"], folder / "bank.safetensors")
+            write_card(folder, self.card)
 
 
 def load(
-    name: str | Path, *, device: str | torch.device | None = None, dtype: str | None = None
+    name: str | Path,
+    *,
+    device: str | torch.device | None = None,
+    dtype: str | None = None,
+    parts: Magi1Parts | None = None,
+    progress: bool | None = None,
 ) -> World:
     """Load a world.
 
     Args:
-        name: an embedded world's name, or a folder with a `world.json`.
-        device: where it runs; None is the CPU.
-        dtype: "float32" (default) or "bfloat16".
+        name: an embedded world's name; a folder with a `world.json`; a folder or configuration
+            file in MAGI-1's published layout; or `hub:org/name[/folder][@revision]`.
+        device: where it runs; None is the CPU. Weights go there tensor by tensor.
+        dtype: "float32" or "bfloat16"; None is float32, for a MAGI-1 checkpoint in bfloat16 on a
+            card that has it bfloat16.
+        parts: for MAGI-1 checkpoints: where VAE, text encoder and table are, and how prompts are
+            encoded; None finds them.
+        progress: show a progress bar for MAGI-1 checkpoints; None where stderr is a terminal.
 
     Raises:
         WorldNotFound: no such name or folder.
         CheckpointError: a file of the world does not fit; nothing is half-loaded.
+        ConfigError: settings that cannot work or contradict each other, or no such device.
+        MissingPackage: an extra that the checkpoint needs.
     """
-    folder = worlds.folder(str(name)) or Path(name)
-    if not (folder / CARD).is_file():
-        raise WorldNotFound(
-            f"no world {str(name)!r}: embedded are {', '.join(worlds.available()) or 'none'}; "
-            f"a path must be a folder with {CARD}"
-        )
-    card = read_card(folder)
+    check_place(device, dtype)
+    parts = Magi1Parts() if parts is None else parts
+    found = find_world(str(name), parts)
+    if found.checkpoint is None:
+        return _load_world(found.path, found.card).to(device, dtype)
+    checkpoint, card = found.checkpoint, found.card
+    config, place = WorldConfig.from_dict(card["config"]), torch.device(device or "cpu")
+    text = prompt_encoder(checkpoint, config, parts, place)
+    world = World(card, folder=found.path, text=text, meta=True)
+    world.special_tokens = checkpoint.special_tokens
+    chosen = DTYPES[dtype or default_dtype(config, place)]
+    with progress_bar(f"loading {world.name}", checkpoint.nbytes, show=progress) as told:
+        checkpoint.load(world.dit, world.vae, device=place, dtype=chosen, progress=told)
+    return world
+
+
+def _load_world(folder: Path, card: dict[str, Any]) -> World:
+    """Load a world with a small text encoder and heads of its own."""
     world = World(card, folder=folder)
     world.bank = read_bank(folder / "bank.safetensors", card["prompts"], world.config.latent_shape)
     for part, module in world.modules().items():
         load_module(module, folder / f"{part}.safetensors")
-    return world.to(device, dtype)
+    return world

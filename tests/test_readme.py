@@ -11,11 +11,13 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+MAGI1 = README.partition("## For users of MAGI-1\n")[2].partition("\n## ")[0]
+"""a section whose blocks belong together"""
 
 
-def blocks(language: str) -> list[str]:
-    """Code blocks of the README in one language, in order."""
-    return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+def blocks(language: str, text: str = README) -> list[str]:
+    """Code blocks of the README, or of a part of it, in one language, in order."""
+    return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
 
 
 def commands(program: str) -> list[str]:
@@ -45,10 +47,35 @@ def test_first_example_fits_on_the_screen() -> None:
     assert README.index("```python") < README.index("\n## ")
 
 
-@pytest.mark.parametrize("example", blocks("python"), ids=("environment", "rollout", "batch"))
+@pytest.mark.parametrize(
+    "example", blocks("python", README.replace(MAGI1, "")), ids=("environment", "rollout", "batch")
+)
 def test_example_runs_as_printed(example: str, tmp_path: Path) -> None:
     printed = run(example, cwd=tmp_path)
     assert bool(printed) == ("print(" in example)
+
+
+def test_magi1_section_runs_as_printed(tmp_path: Path) -> None:
+    (tmp_path / "docs").symlink_to(ROOT / "docs")
+    (tmp_path / "runs").mkdir()
+    (script,) = blocks("bash", MAGI1)
+    lines = [line for line in script.splitlines() if not line.startswith("pip ")]
+    done = subprocess.run(
+        ["bash", "-e", "-c", "\n".join(lines)],
+        cwd=tmp_path,
+        env={
+            **os.environ,
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "XDG_CACHE_HOME": str(tmp_path / "cache"),
+        },
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    made = {path.name for path in (tmp_path / "runs").glob("*.mp4")}
+    assert made == {"cat.mp4", "lights.mp4", "more.mp4"}
+    (example,) = blocks("python", MAGI1)
+    run(example, cwd=tmp_path)
 
 
 @pytest.mark.parametrize("line", commands("magi-world"))

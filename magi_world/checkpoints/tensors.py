@@ -62,9 +62,11 @@ def load_tensors(module: nn.Module, tensors: dict[str, Tensor], source: str) -> 
     missing = sorted(expected.keys() - tensors.keys())
     extra = sorted(tensors.keys() - expected.keys())
     if missing:
-        raise CheckpointError(f"{source}: {len(missing)} tensors are missing: {_some(missing)}")
+        raise CheckpointError(
+            f"{source}: {len(missing)} tensors are missing: {some_names(missing)}"
+        )
     if extra:
-        raise CheckpointError(f"{source}: {len(extra)} tensors are unknown: {_some(extra)}")
+        raise CheckpointError(f"{source}: {len(extra)} tensors are unknown: {some_names(extra)}")
     for name, tensor in tensors.items():
         if tensor.shape != expected[name].shape:
             raise CheckpointError(
@@ -76,7 +78,8 @@ def load_tensors(module: nn.Module, tensors: dict[str, Tensor], source: str) -> 
     module.load_state_dict(tensors)
 
 
-def _some(names: list[str]) -> str:
+def some_names(names: list[str]) -> str:
+    """The first few names, and how many more there are."""
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return ", ".join(names[:_SHOWN]) + more
 
@@ -96,3 +99,11 @@ def as_bfloat16(module: nn.Module) -> dict[str, Tensor]:
         name: tensor.to(torch.bfloat16) if tensor.is_floating_point() else tensor
         for name, tensor in module.state_dict().items()
     }
+
+
+def compact(tensor: Tensor) -> Tensor:
+    """The tensor in bfloat16 where that changes no value, else as it is."""
+    if tensor.dtype not in (torch.float32, torch.float64):
+        return tensor
+    rounded = tensor.to(torch.bfloat16)
+    return rounded if torch.equal(rounded.to(tensor.dtype), tensor) else tensor

@@ -132,7 +132,8 @@ def check_card(card: Any, source: str) -> dict[str, Any]:
     if missing:
         raise CheckpointError(f"{source} lacks {missing}")
     prompts, horizon, rewards = card["prompts"], card["horizon"], card["reward_range"]
-    if not (isinstance(prompts, list) and prompts and all(isinstance(p, str) for p in prompts)):
+    listed = bool(prompts) or is_magi1_card(card)  # which takes every prompt and lists none
+    if not (isinstance(prompts, list) and listed and all(isinstance(p, str) for p in prompts)):
         raise CheckpointError(f"{source}: prompts {prompts!r} is no list of texts")
     if horizon is not None and (type(horizon) is not int or horizon < 1):
         raise CheckpointError(f"{source}: horizon {horizon!r} is no number of chunks")
@@ -140,6 +141,11 @@ def check_card(card: Any, source: str) -> dict[str, Any]:
     if not numbers or len(rewards) != 2 or not rewards[0] <= rewards[1]:
         raise CheckpointError(f"{source}: reward_range {rewards!r} is no [lowest, highest]")
     return card
+
+
+def is_magi1_card(card: dict[str, Any]) -> bool:
+    """Say whether a card is that of a MAGI-1 checkpoint."""
+    return isinstance(card["config"], dict) and card["config"].get("magi1") is not None
 
 
 def write_card(folder: Path, card: dict[str, Any]) -> None:

@@ -10,7 +10,17 @@ from collections.abc import Sequence
 
 import typer
 
-from magi_world.cli import bench, evaluate, evaluate_agent, plan, train, worlds
+from magi_world.cli import (
+    bench,
+    checkpoints,
+    evaluate,
+    evaluate_agent,
+    evaluate_planner,
+    generate,
+    plan,
+    train,
+    worlds,
+)
 from magi_world.cli.output import say
 from magi_world.errors import MagiWorldError
 
@@ -27,8 +37,12 @@ app.command("collect")(train.collect)
 app.command("train-world")(train.train_world)
 app.command("train-agent")(train.train_agent)
 app.command("evaluate-agent")(evaluate_agent.evaluate_agent)
-app.command("plan")(plan.plan)
+app.command("evaluate-planner")(evaluate_planner.evaluate_planner)
 app.command("evaluate")(evaluate.evaluate)
+app.command("calibrate")(checkpoints.calibrate)
+app.command("make-checkpoint")(checkpoints.make_checkpoint)
+app.command("generate")(generate.generate)
+app.command("plan")(plan.plan)
 app.add_typer(bench.app, name="bench")
 
 

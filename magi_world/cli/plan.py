@@ -1,151 +1,117 @@
-"""The verb `plan`: a planner in the dream and in the real game, beside players who see nothing."""
+"""The verb `plan`: what a model takes, before it is run."""
 
-import time
-from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from magi_world.cli.evaluate import RealGame
-from magi_world.cli.evaluate_agent import GAMES, Seeds, print_table
-from magi_world.cli.output import emit_json, emit_table
-from magi_world.cli.worlds import AsJson, Device, DType, Steps
+from magi_world.cli.measuring import parse_counts
+from magi_world.cli.output import emit_json, emit_pairs, emit_table, say
+from magi_world.cli.worlds import AsJson
 
-if TYPE_CHECKING:
-    from magi_world.agents.planner import Planner
+CARDS_GIB = (12, 24, 32, 48, 80, 141)
+"""memory of usual cards"""
 
-NAME = "planner"
-BLIND = ("noop", "random", "sticky")
-"""players beside a planner, unless others are named"""
-
-
-class Method(StrEnum):
-    """How sequences of prompts are searched."""
-
-    CEM = "cem"
-    SHOOTING = "shooting"
-
-
-class Timed:
-    """An agent whose answers are timed; it plays like the planner inside."""
-
-    def __init__(self, agent: "Planner") -> None:
-        self.agent = agent
-        self.seconds, self.answers = 0.0, 0
-
-    @property
-    def observations(self) -> str:
-        """The form that the planner reads."""
-        return self.agent.observations
-
-    @property
-    def policy(self) -> str:
-        """How the planner chooses, as tables print it."""
-        return self.agent.policy
-
-    def reset(self, n: int, seed: int | None = None) -> None:
-        """Begin n episodes."""
-        self.agent.reset(n, seed)
-
-    def act(self, observations: Any) -> Any:
-        """Answer, and count one answer for every row."""
-        begin = time.perf_counter()
-        actions = self.agent.act(observations)
-        self.seconds += time.perf_counter() - begin
-        self.answers += len(actions)
-        return actions
+GIB = 2**30
 
 
 def plan(
-    world: Annotated[
-        str, typer.Option(help="A world's name, or a folder with one.")
-    ] = "doom-take-cover",
-    method: Annotated[Method, typer.Option(help="How prompts are searched.")] = Method.CEM,
-    futures: Annotated[int, typer.Option(min=1, help="Futures imagined at once, K.")] = 16,
-    horizon: Annotated[int, typer.Option(min=1, help="Chunks that each looks ahead.")] = 4,
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds of the cross-entropy method.")] = 3,
-    elites: Annotated[int, typer.Option(min=1, help="Best futures that a round is fit to.")] = 4,
-    signal: Annotated[
-        list[str] | None,
-        typer.Option(help="NAME=WEIGHT adds a signal of the world to the reward; again for more."),
+    model: Annotated[
+        str,
+        typer.Option(
+            help="A checkpoint's folder, or magi1-4.5b, magi1-24b, with -distill or -distill-fp8."
+        ),
+    ],
+    *,
+    size: Annotated[
+        str | None, typer.Option(help="HEIGHTxWIDTH; the model's own by default.")
     ] = None,
-    steps: Steps = None,
-    agent: Annotated[
-        list[str] | None,
-        typer.Option(help="Played beside it; noop, random and sticky by default."),
+    window: Annotated[int | None, typer.Option(help="Chunks denoised together.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Denoising steps a chunk.")] = None,
+    cfg: Annotated[int | None, typer.Option(help="Model passes a step: 1 or 3.")] = None,
+    kv_range: Annotated[
+        str | None, typer.Option(help="Chunks seen per noise stage, such as 5,4,3,2.")
     ] = None,
-    episodes: Annotated[int, typer.Option(min=1, help="Episodes of each agent and place.")] = 20,
-    real: Annotated[bool, typer.Option("--real", help="Only in the real game.")] = False,
-    dream: Annotated[bool, typer.Option("--dream", help="Only in the dream.")] = False,
-    seeds: Annotated[
-        Seeds, typer.Option(help="final (10,000 + i) or validation (20,000 + i, for choosing).")
-    ] = Seeds.FINAL,
-    batch: Annotated[int, typer.Option(min=1, help="Dreams played side by side.")] = GAMES,
-    game: RealGame = None,
-    device: Device = None,
-    dtype: DType = None,
+    dtype: Annotated[str | None, typer.Option(help="bfloat16 or float32.")] = None,
+    gpus: Annotated[int, typer.Option(help="Devices that share a video.")] = 1,
+    pipeline: Annotated[
+        int, typer.Option(help="Groups of devices, each with a part of the layers.")
+    ] = 1,
+    offload: Annotated[
+        list[str] | None, typer.Option(help="kv or layers: kept in host memory; again for both.")
+    ] = None,
+    gpu_memory: Annotated[
+        float | None, typer.Option(help="GiB of a device; usual cards by default.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Plan in the world, act on the best, and print the returns beside those of blind players.
+    """Say what a model takes: tokens, arithmetic and memory of a chunk, and whether it fits.
 
-    Everything is planned in the dream; in the real game the planner sees each real chunk encoded.
+    Memory is that of one device, beside what PyTorch itself takes. More than one device splits
+    tokens and key-value heads between the devices of a group, and layers between groups, as the
+    published engine does; this package computes on one.
     """
-    from magi_world.agents.evaluation import evaluate_agents, format_table, load_agents
-    from magi_world.agents.planner import Planner
-    from magi_world.cli.games import real_game
-    from magi_world.evaluation.metrics import difference_interval
-    from magi_world.world import load
+    from magi_world.errors import ConfigError
+    from magi_world.planning.model import preset_or_model, resized
+    from magi_world.planning.plan import PlanRequest, make_plan
+    from magi_world.size import parse_size
 
-    weights = parse_weights(signal or [])
-    where = ["dream", "real"] if real == dream else ["real"] if real else ["dream"]
-    loaded = load(world, device=device, dtype=dtype)
-    search = Planner(
-        loaded, method=method.value, futures=futures, horizon=horizon, rounds=rounds,
-        elites=min(elites, futures), signal_weights=weights, steps=steps,
-    )  # fmt: skip
-    rows = []
-    for place in where:
-        timed = Timed(search)
-        others = load_agents(loaded, list(BLIND) if agent is None else agent)
-        played = evaluate_agents(
-            loaded, {**others, NAME: timed},
-            where=[place], episodes=episodes, seeds=seeds.value, batch=batch, games=GAMES,
-            make_game=real_game(loaded, game) if place == "real" else None,
-        )  # fmt: skip
-        planned = next(row for row in played if row["agent"] == NAME)
-        best = max((row for row in played if row["agent"] != NAME), key=lambda row: row["mean"])
-        low, high = difference_interval(planned["returns"], best["returns"])
-        planned |= {
-            "n": episodes, "method": method.value, "futures": futures, "plan_horizon": horizon,
-            "rounds": rounds if method == Method.CEM else 1,
-            "denoising_steps": loaded.config.sampling.num_steps if steps is None else steps,
-            "signal_weights": weights, "seconds_per_action": timed.seconds / timed.answers,
-            "best_other": best["agent"], "above_best": planned["mean"] - best["mean"],
-            "above_best_low": low, "above_best_high": high,
-        }  # fmt: skip
-        rows += played
+    moved = set(offload or [])
+    if not moved <= {"kv", "layers"}:
+        raise ConfigError(f"--offload {sorted(moved - {'kv', 'layers'})}: kv or layers is needed")
+    if gpu_memory is not None and not 0 < gpu_memory < 1e6:
+        raise ConfigError(f"--gpu-memory {gpu_memory}: a number of GiB above 0 is needed")
+    request = PlanRequest(
+        window=window,
+        num_steps=steps,
+        cfg_number=cfg,
+        kv_ranges=None if kv_range is None else parse_counts(kv_range, "--kv-range"),
+        dtype=dtype,
+        gpus=gpus,
+        pipeline=pipeline,
+        offload_kv="kv" in moved,
+        offload_layers="layers" in moved,
+    )
+    pixels = None if size is None else parse_size(size)
+    found = preset_or_model(model)
+    made = make_plan(resized(found.config, pixels), request)
+    cards = CARDS_GIB if gpu_memory is None else (gpu_memory,)
+    fits = {f"{card:g} GiB": made.fits(int(card * GIB)) for card in cards}
     if as_json:
-        emit_json(rows)
+        emit_json({"model": found.name, **made.to_dict(), "fits": fits})
         return
-    print_table(format_table(rows))
+    emit_pairs(_described(found.name, made))
+    print()
+    memory = made.to_dict()["memory"]
     emit_table(
-        [row for row in rows if row["agent"] == NAME],
-        (
-            "where", "n", "method", "futures", "plan_horizon", "rounds", "denoising_steps",
-            "seconds_per_action", "best_other", "above_best", "above_best_low", "above_best_high",
-        ),
-    )  # fmt: skip
+        [{"each device": name, "GiB": round(value / GIB, 2)} for name, value in memory.items()],
+        ("each device", "GiB"),
+    )
+    if made.host_bytes:
+        print(f"in host memory {made.host_bytes / GIB:.2f} GiB")
+    print()
+    emit_table(
+        [{"device": card, "fits": "yes" if fit else "no"} for card, fit in fits.items()],
+        ("device", "fits"),
+    )
+    if found.config.magi1 is not None:
+        say("the text encoder stands on the host and is not counted")
 
 
-def parse_weights(given: list[str]) -> dict[str, float]:
-    """Read `NAME=WEIGHT` options; raises typer's `BadParameter` for anything else."""
-    weights = {}
-    for text in given:
-        name, _, number = text.partition("=")
-        try:
-            weights[name] = float(number)
-        except ValueError:
-            raise typer.BadParameter(
-                f"{text!r} is not NAME=WEIGHT", param_hint="'--signal'"
-            ) from None
-    return weights
+def _described(name: str, made: Any) -> dict[str, Any]:
+    """The lines in front of the table."""
+    passes = f"{made.chunk_passes} forwards, the published code runs {made.chunk_passes_published}"
+    peta = f"{made.flops_per_chunk / 1e15:.4g} PFLOP"
+    return {
+        "model": name,
+        "parameters": f"{made.parameters:,}",
+        "frames": f"{made.height}x{made.width}, {made.fps} a second",
+        "tokens per chunk": f"{made.tokens_per_chunk:,} ({made.frames_per_chunk} frames)",
+        "window, steps, passes": f"{made.window}, {made.num_steps}, {made.cfg_number}",
+        "KV ranges": ", ".join(map(str, made.kv_ranges)),
+        "dtype": made.dtype,
+        "devices": f"{made.gpus} in {made.pipeline} groups" if made.pipeline > 1 else made.gpus,
+        "a chunk takes": passes,
+        "arithmetic per chunk": f"{peta} ({made.flops_per_chunk_all_passes / 1e15:.4g} unsaved)",
+        "keys and values": f"{made.kv_bytes_per_chunk / 2**20:.1f} MiB a chunk, "
+        f"{made.kv_chunks} chunks",
+    }

@@ -36,7 +36,7 @@ from magi_world.evaluation.reconstruction import measure_reconstruction
 from magi_world.evaluation.sizes import Sizes
 from magi_world.evaluation.strips import write_strips
 from magi_world.evaluation.variants import Tables, check_tables, measure_tables
-from magi_world.evaluation.video import require_av
+from magi_world.media.writing import require_av
 from magi_world.world import World
 
 Say = Callable[[str], None]

@@ -8,17 +8,10 @@ import numpy as np
 
 from magi_world.errors import missing_package
 from magi_world.evaluation.metrics import Frames
+from magi_world.media.writing import require_av
 
 LABEL_HEIGHT = 14
 """pixels of the bar that holds a label"""
-
-
-def require_av() -> None:
-    """Raise `MissingPackage` where PyAV is not installed."""
-    try:
-        import av  # noqa: F401
-    except ImportError as error:
-        raise missing_package("av", "video", "writing a video") from error
 
 
 def write_mp4(path: str | Path, frames: Iterable[Frames], fps: float) -> int:

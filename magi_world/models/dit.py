@@ -128,9 +128,13 @@ class VideoDiT(nn.Module):
     def to_recipe(self, dtype: torch.dtype) -> "VideoDiT":
         """Cast the parameters that run in ``dtype``; the others stay float32 (section 9)."""
         for name, parameter in self.named_parameters():
-            keep = any(part in name for part in _FLOAT32_PARTS)
-            parameter.data = parameter.data.to(torch.float32 if keep else dtype)
+            parameter.data = parameter.data.to(self.recipe_dtype(name, dtype))
         return self
+
+    @staticmethod
+    def recipe_dtype(name: str, dtype: torch.dtype) -> torch.dtype:
+        """Dtype of the parameter of this name in a model that runs in ``dtype``."""
+        return torch.float32 if any(part in name for part in _FLOAT32_PARTS) else dtype
 
     def rotary(self, first_frame: Tensor, size: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
         """Rotary table of chunks that start at the given latent frames.

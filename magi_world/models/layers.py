@@ -110,6 +110,15 @@ class QKVProjection(nn.Module):
         self.v = nn.Linear(hidden, kv, bias=False)
 
 
+class WideLinear(nn.Linear):
+    """A linear that never runs below float32, whatever its weight and input are stored in."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = torch.promote_types(x.dtype, torch.float32)
+        bias = None if self.bias is None else self.bias.to(wide)
+        return F.linear(x.to(wide), self.weight.to(wide), bias)
+
+
 class KVMemory:
     """Where the keys and values of a forward go, and what its queries read.
 
@@ -130,7 +139,7 @@ class ParallelAttention(nn.Module):
         hidden, eps, d = config.hidden_size, config.layernorm_epsilon, config.kv_channels
         self.linear_qkv = QKVProjection(config)
         self.linear_kv_xattn = nn.Linear(hidden, 2 * config.num_query_groups * d, bias=False)
-        self.linear_proj = nn.Linear(2 * hidden, hidden, bias=False)
+        self.linear_proj = WideLinear(2 * hidden, hidden, bias=False)
         self.q_layernorm = LayerNorm1p(d, eps)
         self.k_layernorm = LayerNorm1p(d, eps)
         self.q_layernorm_xattn = LayerNorm1p(d, eps)
@@ -165,8 +174,8 @@ class ParallelAttention(nn.Module):
         crossed, _ = attention(self.q_layernorm_xattn(qx), *caption, cross)
         both = torch.stack([own.flatten(1), crossed.flatten(1)], dim=1)  # [T, 2, E]
         both = both.unflatten(-1, (_INTERLEAVE, -1)).transpose(1, 2).flatten(1)
-        wide = torch.promote_types(dtype, torch.float32)  # the projection never runs below float32
-        return F.linear(both.to(wide), self.linear_proj.weight.to(wide))
+        out: Tensor = self.linear_proj(both)
+        return out
 
 
 class MLP(nn.Module):

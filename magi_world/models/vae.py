@@ -194,14 +194,22 @@ class VitVAE(nn.Module):
         Raises:
             ConfigError: a size that is not a whole number of patches.
         """
-        pT, pH = self.config.patch_length, self.config.patch_size
+        self.check_pixels(video)
         if video.shape[2] == 1:
-            video = video.expand(-1, -1, pT, -1, -1)
-        T, H, W = video.shape[2:]
-        if T % pT or H % pH or W % pH:
-            raise ConfigError(f"video of {T}x{H}x{W} is not a multiple of the patch {pT}x{pH}x{pH}")
+            video = video.expand(-1, -1, self.config.patch_length, -1, -1)
         moments: Tensor = self.encoder(video)
         return moments
+
+    def check_pixels(self, video: Tensor) -> None:
+        """Refuse pixels `[N, 3, T, H, W]` that are not whole patches; one frame counts as whole.
+
+        Raises:
+            ConfigError: the size and what it should be a multiple of.
+        """
+        pT, pH = self.config.patch_length, self.config.patch_size
+        T, H, W = video.shape[2:]
+        if (T % pT and T != 1) or H % pH or W % pH:
+            raise ConfigError(f"video of {T}x{H}x{W} is not a multiple of the patch {pT}x{pH}x{pH}")
 
     @staticmethod
     def posterior(moments: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,10 +1,11 @@
 """The fixed-size KV cache: a ring of chunk places for every slot.
 
-A slot has ``kv_range`` places. All but one hold finished chunks; the remaining one is scratch: the
-chunk being denoised writes its keys and values there, so one tensor serves the attention and
-nothing is concatenated. The clean pass overwrites the scratch, and advancing the ring turns it
-into history and the oldest chunk into the next scratch. What a slot may see is told to the
-attention as slices over the tensor's rows; places that hold nothing are in no slice.
+A slot's ring holds the finished chunks that may still be seen, its history, and as many places
+ahead of it as chunks are denoised together, its window. Those write their keys and values into
+their places on every forward, so one tensor serves the attention and nothing is concatenated. The
+clean pass overwrites the first place ahead, and advancing the ring turns it into history and the
+oldest chunk into the last place ahead. What a chunk may see is told to the attention as slices
+over the tensor's rows; places that hold nothing are in no slice.
 
 Shape suffixes: L layers, R = slots * places * n rows, n tokens per chunk, K groups, D head width.
 """
@@ -18,11 +19,15 @@ from torch import Tensor
 from magi_world.errors import CheckpointError
 from magi_world.kernels.attention import AttnSlices
 from magi_world.models.layers import KVMemory
+from magi_world.offload.kv_rows import DeviceRows, HostRows, KVRows
+
+Sight = tuple[int, int, int | None]
+"""slot, chunks between its history and this one, KV range (None: everything that is held)"""
 
 
 @lru_cache(maxsize=64)
 def _ring_slices(
-    visible: tuple[tuple[int, tuple[int, ...]], ...], places: int, tokens: int
+    visible: tuple[tuple[int, tuple[int, ...]], ...], places: int, tokens: int, whole_rings: bool
 ) -> AttnSlices:
     """Mask of a forward: its i-th chunk belongs to a slot and sees these places of its ring."""
     rows = []
@@ -41,7 +46,7 @@ def _ring_slices(
             base = slot * block
             rows.append((*q, base + first * tokens, base + (last + 1) * tokens, 0))
     # whole rings as key blocks: the shape of the call is the same whatever the slots have seen
-    return AttnSlices.from_list(rows, key_block=block)
+    return AttnSlices.from_list(rows, key_block=block if whole_rings else None)
 
 
 class KVCache(KVMemory):
@@ -58,43 +63,81 @@ class KVCache(KVMemory):
         head_dim: int,
         dtype: torch.dtype,
         device: torch.device,
+        window: int = 1,
+        whole_rings: bool = True,
+        on_host: bool = False,
         latent_shape: tuple[int, ...] = (0,),
     ) -> None:
-        """Allocate everything; ``latent_shape`` is that of a chunk where the model reads the
-        newest one itself, beside its keys and values."""
-        self.slots, self.places, self.tokens = slots, places, tokens
+        """Allocate the rings.
+
+        Args:
+            slots: independent rings.
+            places: chunks in a ring, history and window.
+            tokens: tokens n of a chunk.
+            layers, groups, head_dim: geometry of the keys.
+            dtype, device: of keys and values as the attention reads them.
+            window: places ahead of the history.
+            whole_rings: the attention works on whole rings under a mask, so that the bits of a slot
+                do not depend on how much the others have seen; False touches only what is visible.
+            on_host: keep the rows in host memory, two layers of them on the device.
+            latent_shape: of a chunk where the model reads the newest one itself, beside its keys
+                and values.
+        """
+        self.slots, self.places, self.tokens, self.window = slots, places, tokens, window
+        self.dtype, self.device, self.whole_rings = dtype, device, whole_rings
         shape = (layers, slots * places * tokens, groups, head_dim)
-        self.keys_LRKD = torch.zeros(shape, dtype=dtype, device=device)
-        self.values_LRKD = torch.zeros(shape, dtype=dtype, device=device)
+        rows = HostRows if on_host else DeviceRows
+        self.rows: KVRows = rows(shape, dtype, device)
+        self._opened: list[int] = []
         self.newest = torch.zeros(slots, *latent_shape, device=device)
         """latents of the last finished chunk of every slot, zeros before the first"""
         self._finished = torch.zeros_like(self.newest)
         self.scratch = [0] * slots
-        """ring place that the next chunk of each slot is written to"""
+        """ring place of the first chunk ahead of each slot's history"""
         self.filled = [0] * slots
-        """finished chunks that each slot holds, at most places - 1"""
-        self._rows = torch.empty(0, dtype=torch.int64, device=device)
+        """finished chunks that each slot holds, at most places - window"""
 
-    def open(self, slots: Sequence[int]) -> AttnSlices:
-        """Point the next forward at the scratch places of these slots; return its mask."""
-        offsets = torch.arange(self.tokens)
-        starts = torch.tensor([slot * self.places + self.scratch[slot] for slot in slots])
-        rows = (starts[:, None] * self.tokens + offsets).flatten()
-        self._rows = rows.to(self.keys_LRKD.device)
-        visible = tuple((slot, self._visible(slot)) for slot in slots)
-        return _ring_slices(visible, self.places, self.tokens)
+    @property
+    def keys_LRKD(self) -> Tensor:
+        """All keys."""
+        return self.rows.keys_LRKD
 
-    def _visible(self, slot: int) -> tuple[int, ...]:
-        """Places that the next chunk sees, its own included, ascending."""
-        newest = self.scratch[slot]
-        return tuple(sorted((newest - back) % self.places for back in range(self.filled[slot] + 1)))
+    @property
+    def values_LRKD(self) -> Tensor:
+        """All values."""
+        return self.rows.values_LRKD
+
+    def open(self, chunks: Sequence[int | Sight]) -> AttnSlices:
+        """Point the next forward at the places of its chunks; return its mask.
+
+        Args:
+            chunks: a slot stands for the next chunk of that slot, seeing everything; otherwise
+                what a chunk sees is its KV range, and of that what is held.
+        """
+        sights = [(chunk, 0, None) if isinstance(chunk, int) else chunk for chunk in chunks]
+        own = [slot * self.places + self._place(slot, ahead) for slot, ahead, _ in sights]
+        if own != self._opened:
+            self.rows.open([(place * self.tokens, (place + 1) * self.tokens) for place in own])
+            self._opened = own
+        visible = tuple((sight[0], self._visible(*sight)) for sight in sights)
+        return _ring_slices(visible, self.places, self.tokens, self.whole_rings)
+
+    def seen(self, slot: int, ahead: int, width: int | None) -> int:
+        """How many chunks a chunk sees, itself included."""
+        held = self.filled[slot] + ahead + 1
+        return held if width is None else min(width, held)
+
+    def _place(self, slot: int, ahead: int) -> int:
+        return (self.scratch[slot] + ahead) % self.places
+
+    def _visible(self, slot: int, ahead: int, width: int | None) -> tuple[int, ...]:
+        """Places that a chunk sees, its own included, ascending."""
+        seen = self.seen(slot, ahead, width)
+        return tuple(sorted(self._place(slot, ahead - back) for back in range(seen)))
 
     def extend(self, layer: int, k_TKD: Tensor, v_TKD: Tensor) -> tuple[Tensor, Tensor]:
-        """Write the rows of the opened slots; return all rows."""
-        keys, values = self.keys_LRKD[layer], self.values_LRKD[layer]
-        keys.index_copy_(0, self._rows, k_TKD)
-        values.index_copy_(0, self._rows, v_TKD)
-        return keys, values
+        """Write the rows of the opened chunks; return all rows."""
+        return self.rows.extend(layer, k_TKD, v_TKD)
 
     def finish(self, slots: Sequence[int], latents: Tensor) -> None:
         """Note the chunks whose keys and values are in the scratch places of these slots."""
@@ -102,10 +145,10 @@ class KVCache(KVMemory):
             self._finished[list(slots)] = latents.to(self._finished.dtype)
 
     def advance(self, slots: Sequence[int]) -> None:
-        """Turn the scratch of these slots into history."""
+        """Turn the first place ahead of these slots' history into history."""
         self.newest[list(slots)] = self._finished[list(slots)]
         for slot in slots:
-            self.filled[slot] = min(self.filled[slot] + 1, self.places - 1)
+            self.filled[slot] = min(self.filled[slot] + 1, self.places - self.window)
             self.scratch[slot] = (self.scratch[slot] + 1) % self.places
 
     def clear(self, slot: int) -> None:
@@ -113,6 +156,7 @@ class KVCache(KVMemory):
 
         Its rows are zeroed: masked keys add nothing, but 0 * NaN would.
         """
+        self.rows.edit()
         self.keys_LRKD[:, self._ring(slot)] = 0
         self.values_LRKD[:, self._ring(slot)] = 0
         self.newest[slot] = 0
@@ -124,6 +168,8 @@ class KVCache(KVMemory):
 
     def copy_slot(self, slot: int, source: "KVCache", source_slot: int) -> None:
         """Take over the whole ring of another cache's slot (same geometry)."""
+        self.rows.edit()
+        source.rows.edit()
         here, there = self._ring(slot), source._ring(source_slot)
         self.keys_LRKD[:, here] = source.keys_LRKD[:, there]
         self.values_LRKD[:, here] = source.values_LRKD[:, there]
@@ -133,6 +179,7 @@ class KVCache(KVMemory):
 
     def state_dict(self) -> dict[str, Tensor]:
         """Everything that the cache holds, copied."""
+        self.rows.edit()
         return {
             "keys": self.keys_LRKD.clone(),
             "values": self.values_LRKD.clone(),
@@ -174,6 +221,7 @@ class KVCache(KVMemory):
             CheckpointError: as :meth:`check_state`; nothing has changed.
         """
         self.check_state(state)
+        self.rows.edit()
         for name, target in self._saved_tensors().items():
             target.copy_(state[name])
         self.scratch = [int(place) for place in state["scratch"]]

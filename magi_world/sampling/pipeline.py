@@ -10,7 +10,7 @@ input is always the contiguous chunks `first <= chunk < stop`, and the cache hol
 chunks before it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -19,6 +19,8 @@ import torch
 from magi_world.errors import ConfigError
 from magi_world.sampling import schedule
 from magi_world.sampling.schedule import Stage
+
+_RangesOf = Callable[[int], tuple[int, ...]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,6 +94,8 @@ class DenoiseStep:
     call: ModelCall
     emitted: Emission | None
     """the chunk that this step finishes"""
+    clean_call: ModelCall | None = None
+    """the clean pass before this step, of the chunk that left the window, where it has its own"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,8 +110,9 @@ class SamplingPlan:
         ConfigError: values that cannot finish a chunk; the message says what is allowed.
     """
 
-    num_chunks: int
-    """chunks of the video, prefix included: :func:`magi_world.sampling.schedule.count_chunks`"""
+    num_chunks: int | None
+    """chunks of the video, prefix included: :func:`magi_world.sampling.schedule.count_chunks`;
+    None while nobody knows"""
     num_steps: int
     """denoising steps per chunk, a multiple of ``window`` and of the number of ``kv_ranges``"""
     window: int = 1
@@ -124,6 +129,12 @@ class SamplingPlan:
     """timestep at which clean chunks are fed"""
     near_clean_threshold: float = 0.3
     """timestep above which a chunk is nearly clean (``distill_nearly_clean_chunk_threshold``)"""
+    own_clean_pass: bool = False
+    """a finished chunk is cached by a call of its own; as published it is fed at the head of the
+    next denoising step"""
+    emit_prefix: bool | None = None
+    """whether prefix frames leave with the chunk that they begin; None: those of one frame do, as
+    published"""
     shift: float = schedule.SHIFT
     transform: str = "square"
     shortcut_mode: str = "8,16,16"
@@ -131,17 +142,15 @@ class SamplingPlan:
 
     def __post_init__(self) -> None:
         for name in ("num_chunks", "num_steps", "window", "chunk_width"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} {getattr(self, name)} is below 1")
-        if self.num_steps % self.window:
-            raise ConfigError(
-                f"num_steps {self.num_steps} is not a multiple of window {self.window}: no chunk "
-                f"would be finished; allowed are multiples of {self.window}"
-            )
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} {value} is below 1")
+        schedule.check_window(self.num_steps, self.window)
         if not 0 < self.clean_t <= 1:
             raise ConfigError(f"clean_t {self.clean_t} is outside (0, 1]")
-        room = self.num_chunks * self.chunk_width
-        if not 0 <= self.prefix_latent_frames < room:
+        frames = self.prefix_latent_frames
+        room = frames + 1 if self.num_chunks is None else self.num_chunks * self.chunk_width
+        if not 0 <= frames < room:
             raise ConfigError(
                 f"prefix_latent_frames {self.prefix_latent_frames} is outside 0..{room - 1}: at "
                 f"least one of {self.num_chunks} chunks of {self.chunk_width} must be generated"
@@ -171,8 +180,10 @@ class SamplingPlan:
         return self.num_steps // self.window
 
     @property
-    def total_steps(self) -> int:
-        """Denoising steps of the whole plan, each one model call."""
+    def total_steps(self) -> int | None:
+        """Denoising steps of the whole plan, each one model call; None while nobody knows."""
+        if self.num_chunks is None:
+            return None
         return self.steps_per_stage * (self.num_chunks + self.window - 1 - self.offset)
 
     def prefix_call(self) -> ModelCall | None:
@@ -190,10 +201,22 @@ class SamplingPlan:
             extract_prefix=True,
         )
 
-    def steps(self) -> Iterator[DenoiseStep]:
-        """Yield the denoising steps in order; :meth:`prefix_call` comes before them."""
+    def steps(
+        self,
+        *,
+        exists: Callable[[int], bool] | None = None,
+        kv_ranges_of: Callable[[int], tuple[int, ...]] | None = None,
+    ) -> Iterator[DenoiseStep]:
+        """Yield the denoising steps in order; :meth:`prefix_call` comes before them.
+
+        Args:
+            exists: asked for every new chunk when the number of chunks is not known; see
+                :func:`magi_world.sampling.schedule.stages`.
+            kv_ranges_of: KV ranges of single chunks, checked; None: ``kv_ranges`` for all.
+        """
+        ranges_of = (lambda chunk: self.kv_ranges) if kv_ranges_of is None else kv_ranges_of
         sizes = schedule.step_sizes(self.grid)
-        windows = schedule.stages(self.num_chunks, self.window, offset=self.offset)
+        windows = schedule.stages(self.num_chunks, self.window, offset=self.offset, exists=exists)
         for stage_index, stage in enumerate(windows):
             for step in range(self.steps_per_stage):
                 indices = stage.time_indices(self.steps_per_stage, step)
@@ -205,37 +228,65 @@ class SamplingPlan:
                     stage=stage,
                     time_indices=indices,
                     delta_t=tuple(sizes[k] for k in indices),
-                    call=self._call(stage, step, indices),
+                    clean_call=self._clean_call(stage, step, ranges_of),
+                    call=self._call(stage, step, indices, ranges_of),
                     emitted=self._emission(stage.first) if finished else None,
                 )
 
-    def _call(self, stage: Stage, step: int, indices: tuple[int, ...]) -> ModelCall:
+    def _clean_call(self, stage: Stage, step: int, ranges_of: _RangesOf) -> ModelCall | None:
+        if not (self.own_clean_pass and step == 0 and stage.first > self.offset):
+            return None
+        chunk = stage.first - 1
+        width = schedule.clean_kv_width(ranges_of(chunk), self.clean_kv_range)
+        return ModelCall(
+            first=chunk,
+            stop=stage.first,
+            t=(_float32(self.clean_t),),
+            kv_chunks=(schedule.kv_chunks(chunk, width),),
+            prefix_latent_frames=self._pinned(chunk),
+            interval=self._intervals[0],
+            extra_clean_chunk=True,
+        )
+
+    def _call(
+        self, stage: Stage, step: int, indices: tuple[int, ...], ranges_of: _RangesOf
+    ) -> ModelCall:
         t = tuple(self.grid[k] for k in indices)
         near_clean = schedule.is_near_clean(t[0], self.near_clean_threshold)
-        widths = [schedule.kv_width(k, self.num_steps, self.kv_ranges) for k in indices]
+        widths = [
+            schedule.kv_width(k, self.num_steps, ranges_of(stage.first + i))
+            for i, k in enumerate(indices)
+        ]
         first = stage.first
         # the chunk that left the window one stage ago is not in the cache in its clean form yet
-        extra = step == 0 and first > self.offset
+        extra = step == 0 and first > self.offset and not self.own_clean_pass
         if extra:
             first -= 1
             t = (_float32(self.clean_t), *t)
-            widths.insert(0, schedule.clean_kv_width(self.kv_ranges, self.clean_kv_range))
+            widths.insert(0, schedule.clean_kv_width(ranges_of(first), self.clean_kv_range))
         chunks = range(first, stage.stop)
         return ModelCall(
             first=first,
             stop=stage.stop,
             t=t,
             kv_chunks=tuple(schedule.kv_chunks(c, w) for c, w in zip(chunks, widths, strict=True)),
-            prefix_latent_frames=max(0, self.prefix_latent_frames - first * self.chunk_width),
+            prefix_latent_frames=self._pinned(first),
             interval=self._intervals[step],
             extra_clean_chunk=extra,
             near_clean=near_clean,
         )
 
+    def _pinned(self, first: int) -> int:
+        """Latent frames of the prefix from a chunk on."""
+        return max(0, self.prefix_latent_frames - first * self.chunk_width)
+
     def _emission(self, chunk: int) -> Emission:
         first, stop = chunk * self.chunk_width, (chunk + 1) * self.chunk_width
         # a prefix leaves the output, except the single frame of an image (section 6.6)
-        if self.prefix_latent_frames > 1:
+        emits = self.emit_prefix
+        if emits is None:
+            emits = self.prefix_latent_frames == 1
+        if not emits:
             first = max(first, self.prefix_latent_frames)
         return Emission(chunk=chunk, index=chunk - self.offset, first=first, stop=stop)
 

@@ -1,6 +1,7 @@
 """How one chunk is made: denoising steps and clean pass over a cache, for any of its slots.
 
 Stateless beside the world and the step count; :mod:`magi_world.sampling.rollout` keeps the slots.
+The passes themselves are in :mod:`magi_world.sampling.guided`.
 
 Shape suffixes: G slots in this forward, C channels, P latent frames, H rows, W columns.
 """
@@ -12,25 +13,16 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from magi_world.kernels.attention import AttnSlices
-from magi_world.models.dit import CaptionKV, ChunkInputs, DiTOutput
+from magi_world.errors import ConfigError
+from magi_world.sampling import schedule
+from magi_world.sampling.captions import Caption
 from magi_world.sampling.chunk import Chunk
+from magi_world.sampling.guided import ChunkView, GuidedModel
 from magi_world.sampling.kv_cache import KVCache
-from magi_world.sampling.schedule import time_grid
+from magi_world.sampling.settings import GenerateSettings, sampler_config
 
 if TYPE_CHECKING:
     from magi_world.world import World
-
-
-class Captions(NamedTuple):
-    """The captions of one forward."""
-
-    kv: CaptionKV
-    """keys and values of every distinct prompt, packed"""
-    cross: AttnSlices
-    """which chunk reads which rows"""
-    dropped: Tensor
-    """booleans `[G]`: the chunk has no prompt"""
 
 
 class Places(NamedTuple):
@@ -43,19 +35,42 @@ class Places(NamedTuple):
 
 
 class ChunkSampler:
-    """Runs a world's DiT over chunks."""
+    """Runs a world's DiT over single chunks, with the passes that its guidance asks for."""
 
     def __init__(self, world: "World", steps: int) -> None:
-        sampling = world.config.sampling
+        """Settle how the world is sampled, with a window of one chunk.
+
+        Raises:
+            ConfigError: steps that the KV ranges do not divide, or chunks that see the whole
+                video, which never ends here.
+        """
         self.world = world
-        self.grid = time_grid(steps, shift=sampling.shift, transform=sampling.transform)
+        self.config = config = sampler_config(
+            world.config, GenerateSettings(num_steps=steps, window=1)
+        )
+        if config.max_kv_range is None:
+            raise ConfigError(
+                "the chunks of this world see the whole video, but a rollout never ends: "
+                "noise2clean_kvrange must list KV ranges"
+            )
+        self._places = config.max_kv_range
+        self.grid = schedule.time_grid(
+            steps,
+            shift=config.shift,
+            transform=config.transform,
+            shortcut_mode=config.shortcut_mode,
+        )
+        self._intervals = schedule.step_intervals(steps, config.shortcut_mode)
+        self._widths = [schedule.kv_width(k, steps, config.kv_ranges) for k in range(steps)]
+        self._null: Caption | None = None
+        self.model = GuidedModel(world.dit, config.guidance, size=world.config.latent_shape[1:])
 
     def new_cache(self, slots: int) -> KVCache:
         """An empty cache for so many slots."""
         dit, config = self.world.dit, self.world.config
         return KVCache(
             slots=slots,
-            places=config.sampling.kv_range,
+            places=self._places,
             tokens=config.tokens_per_chunk,
             layers=dit.config.num_layers,
             groups=dit.config.num_query_groups,
@@ -63,6 +78,8 @@ class ChunkSampler:
             dtype=dit.block_dtype,
             device=self.world.device,
             latent_shape=config.latent_shape if dit.config.previous_chunk else (0,),
+            # long attention is worth no masked keys where there is no slot beside this one
+            whole_rings=slots > 1 or config.magi1 is None,
         )
 
     def denoise(self, noise: Tensor, prompts: Sequence[str | None], places: Places) -> Tensor:
@@ -70,32 +87,26 @@ class ChunkSampler:
 
         Only the scratch places of the slots are written.
         """
-        scale = self.world.config.sampling.guidance_scale
         captions = self._captions(prompts)
-        null = None if scale == 1.0 else self._captions([None] * len(prompts))
-        rotary, attend = self._rotary(places), places.cache.open(places.slots)
-        previous = self._previous(places)
+        views = {width: self._views(captions, places, width) for width in set(self._widths)}
         x = noise
-        for t, t_next in zip(self.grid, self.grid[1:], strict=False):
-            velocity = self._forward(
-                x, t, captions, rotary, attend, places.cache, previous
-            ).velocity
-            if null is not None:
-                free = self._forward(x, t, null, rotary, attend, places.cache, previous).velocity
-                velocity = free + scale * (velocity - free)
+        for k, (t, t_next) in enumerate(zip(self.grid, self.grid[1:], strict=False)):
+            chunks = views[self._widths[k]]
+            dt = self.config.step_feature(self._intervals[k])
+            velocity = self.model.velocity(x, chunks, [t] * len(chunks), places.cache, dt)
             x = x + velocity * (t_next - t)
+        self.model.forget()
         return x
 
     def clean_pass(self, latents: Tensor, prompts: Sequence[str | None], places: Places) -> Chunk:
         """Write finished chunks into the scratch places and judge them; the caller advances."""
-        sampling = self.world.config.sampling
-        captions = self._captions([None] * len(prompts) if sampling.clean_null_caption else prompts)
-        rotary, attend = self._rotary(places), places.cache.open(places.slots)
-        output = self._forward(
-            latents, sampling.clean_t, captions, rotary, attend, places.cache,
-            self._previous(places),
-        )  # fmt: skip
-        places.cache.finish(places.slots, latents)
+        config = self.config
+        read = [None] * len(prompts) if config.clean_null_caption else prompts
+        width = schedule.clean_kv_width(config.kv_ranges, config.clean_kv_range)
+        views = self._views(self._captions(read), places, width, clean=True)
+        dt = config.step_feature(self._intervals[0])
+        output = self.model.clean_pass(latents, views, config.clean_t, places.cache, dt)
+        self.model.forget()
         return self.world.judge(latents, output.hidden, prompts)
 
     def replay(self, latents: Tensor, prompts: Sequence[str | None], cache: KVCache) -> Chunk:
@@ -109,55 +120,37 @@ class ChunkSampler:
             cache.advance([0])
         return replace(chunk, reward=torch.zeros_like(chunk.reward))
 
-    def _forward(
+    def _captions(self, prompts: Sequence[str | None]) -> list[Caption]:
+        """The caption of every chunk; chunks with the same prompt share one."""
+        made = {prompt: Caption(self.world.caption(prompt)) for prompt in dict.fromkeys(prompts)}
+        return [made[prompt] for prompt in prompts]
+
+    def _views(
         self,
-        x_GCPHW: Tensor,
-        t: float,
-        captions: Captions,
-        rotary: tuple[Tensor, Tensor],
-        attend: AttnSlices,
-        cache: KVCache,
-        previous_GCPHW: Tensor | None,
-    ) -> DiTOutput:
-        inputs = ChunkInputs(
-            x=x_GCPHW,
-            t=torch.full((x_GCPHW.shape[0],), t, device=self.world.device),
-            dropped=captions.dropped,
-            rotary=rotary,
-            caption=captions.kv,
-            attend=attend,
-            cross=captions.cross,
-            previous=previous_GCPHW,
+        captions: Sequence[Caption],
+        places: Places,
+        width: int | None,
+        *,
+        clean: bool = False,
+    ) -> tuple[ChunkView, ...]:
+        null = self._null_caption()
+        return tuple(
+            ChunkView(
+                slot=slot,
+                time=time,
+                width=width,
+                caption=caption,
+                null=null,
+                dropped=caption.kv is null.kv and self.config.clean_dropped,
+                clean=clean,
+                cleanest=not clean,
+            )
+            for caption, slot, time in zip(captions, places.slots, places.times, strict=True)
         )
-        output: DiTOutput = self.world.dit(inputs, cache)
-        return output
 
-    def _previous(self, places: Places) -> Tensor | None:
-        """The newest chunk of every slot, for models that read it."""
-        if not self.world.dit.config.previous_chunk:
-            return None
-        return places.cache.newest[list(places.slots)]
-
-    def _rotary(self, places: Places) -> tuple[Tensor, Tensor]:
-        _, width, rows, columns = self.world.config.latent_shape
-        first = torch.tensor([time * width for time in places.times], device=self.world.device)
-        return self.world.dit.rotary(first, (width, rows, columns))
-
-    def _captions(self, prompts: Sequence[str | None]) -> Captions:
-        """Every distinct prompt once, its chunks pointing at it."""
-        encoded = {prompt: self.world.caption(prompt) for prompt in dict.fromkeys(prompts)}
-        rows: dict[str | None, tuple[int, int]] = {}
-        end = 0
-        for prompt, kv in encoded.items():
-            rows[prompt] = (end, end + kv[0][0].shape[0])
-            end = rows[prompt][1]
-        packed = [
-            (torch.cat([k for k, _ in layer]), torch.cat([v for _, v in layer]))
-            for layer in zip(*encoded.values(), strict=True)
-        ]
-        n = self.world.config.tokens_per_chunk
-        cross = AttnSlices.from_list(
-            (i * n, (i + 1) * n, *rows[prompt], 0) for i, prompt in enumerate(prompts)
-        )
-        dropped = torch.tensor([prompt is None for prompt in prompts], device=self.world.device)
-        return Captions(packed, cross, dropped)
+    def _null_caption(self) -> Caption:
+        """The null caption, one object as long as the world keeps it."""
+        kv = self.world.caption(None)
+        if self._null is None or self._null.kv is not kv:
+            self._null = Caption(kv)
+        return self._null

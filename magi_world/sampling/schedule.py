@@ -153,31 +153,50 @@ class Stage(NamedTuple):
         )
 
 
-def stages(num_chunks: int, window: int, *, offset: int = 0) -> Iterator[Stage]:
+def stages(
+    num_chunks: int | None,
+    window: int,
+    *,
+    offset: int = 0,
+    exists: Callable[[int], bool] | None = None,
+) -> Iterator[Stage]:
     """Yield the stages in which a window moves over the chunks of a video.
 
     The window fills from the first chunk, moves on by one chunk a stage and drains at the end: each
     chunk passes through `window` stages (golden README section 6.2, paper section 2).
 
     Args:
-        num_chunks: chunks of the video, 1 or more.
+        num_chunks: chunks of the video, 1 or more; None while nobody knows.
         window: chunks denoised together at most.
         offset: leading chunks that are given, not generated; fewer than ``num_chunks``.
+        exists: with ``num_chunks`` None, asked in order whether there is a chunk of this number;
+            the first "no" ends the video. Without it the video never ends.
 
     Raises:
         ConfigError: a value outside what is named above.
     """
-    _require_positive("num_chunks", num_chunks)
+    if num_chunks is not None:
+        _require_positive("num_chunks", num_chunks)
+        if not 0 <= offset < num_chunks:
+            raise ConfigError(
+                f"offset {offset} is outside 0..{num_chunks - 1}, the chunks of the clip"
+            )
     _require_positive("window", window)
-    if not 0 <= offset < num_chunks:
-        raise ConfigError(f"offset {offset} is outside 0..{num_chunks - 1}, the chunks of the clip")
-    for newest in range(offset, num_chunks + window - 1):
+    newest, end = offset, num_chunks
+    while end is None or newest < end + window - 1:
+        if end is None and exists is not None and not exists(newest):
+            end = newest
+            if end == offset:
+                return
+            continue
+        drained = 0 if end is None else max(0, newest - end + 1)
         yield Stage(
             first=max(offset, newest - window + 1),
-            stop=min(num_chunks, newest + 1),
-            noise_first=max(0, newest - num_chunks + 1),
+            stop=newest + 1 - drained,
+            noise_first=drained,
             noise_stop=min(window, newest - offset + 1),
         )
+        newest += 1
 
 
 def count_chunks(
@@ -262,6 +281,21 @@ def check_kv_ranges(num_steps: int, kv_ranges: Sequence[int]) -> None:
         raise ConfigError(
             f"num_steps {num_steps} is not a multiple of the {len(kv_ranges)} KV ranges "
             f"{list(kv_ranges)}; allowed are multiples of {len(kv_ranges)}"
+        )
+
+
+def check_window(num_steps: int, window: int) -> None:
+    """Refuse a window that the steps cannot be cut into.
+
+    Raises:
+        ConfigError: the window does not divide the steps; the message lists those that do.
+    """
+    _require_positive("window", window)
+    if num_steps % window:
+        allowed = [size for size in range(1, num_steps + 1) if num_steps % size == 0]
+        raise ConfigError(
+            f"window {window} does not divide the {num_steps} steps, so no chunk would be "
+            f"finished; allowed are {allowed}"
         )
 
 

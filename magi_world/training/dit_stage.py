@@ -25,6 +25,7 @@ from torch.nn import functional as F
 
 from magi_world.errors import DatasetError
 from magi_world.models.dit import CaptionKV, VideoDiT
+from magi_world.models.text import TextEncoder
 from magi_world.sampling.schedule import warp
 from magi_world.training.energy_score import energy_score
 from magi_world.training.recipe import DiTSettings
@@ -107,7 +108,7 @@ class DiTStage:
     name = "dit"
 
     def __init__(self, world: World, store: Store, settings: DiTSettings) -> None:
-        assert world.text is not None
+        assert isinstance(world.text, TextEncoder)
         self.world = world
         self.settings = settings
         self.module = nn.ModuleDict({"dit": world.dit, "text": world.text})
@@ -260,7 +261,7 @@ class DiTStage:
         for wordings in self.wordings:
             order = torch.randperm(len(wordings), generator=generator)[:count].tolist()
             texts += [wordings[i] for i in (order * count)[:count]]
-        assert world.text is not None
+        assert isinstance(world.text, TextEncoder)
         tokens, lengths = world.text(texts)
         null = world.dit.y_embedder.null_caption_embedding[
             : world.config.sampling.null_prompt_tokens

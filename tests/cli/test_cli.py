@@ -18,10 +18,12 @@ VERBS = [
     ("train-agent",),
     ("evaluate-agent",),
     ("evaluate",),
-    ("plan",),
+    ("evaluate-planner",),
     ("bench",),
     ("bench", "rollout"),
     ("bench", "env"),
+    ("generate",),
+    ("plan",),
 ]
 
 
@@ -62,8 +64,11 @@ def test_without_arguments_the_verbs_are_listed(run: Run) -> None:
         (["evaluate", "nowhere", "--out", "report"], "no world 'nowhere'"),
         (["evaluate-agent", "--seeds", "lucky"], "--seeds"),
         (["evaluate-agent", "--episodes", "0"], "--episodes"),
-        (["plan", "--method", "luck"], "--method"),
-        (["plan", "--signal", "damage"], "'damage' is not NAME=WEIGHT"),
+        (["evaluate-planner", "--method", "luck"], "--method"),
+        (["evaluate-planner", "--signal", "damage"], "'damage' is not NAME=WEIGHT"),
+        (["generate", "--out", "a.mp4", "--prompt", "a"], "--model"),
+        (["generate", "--model", "nowhere", "--prompt", "a", "--out", "a.mp4"], "no world"),
+        (["plan", "--model", "nowhere"], "no world 'nowhere'"),
         (["bench", "env", "--num-envs", "1,two"], "1,two"),
         (["bench", "env", "--num-envs", "0"], "'0'"),
         (["bench", "rollout", "--chunks", "3"], "--chunks"),

@@ -103,8 +103,8 @@ def test_bench_env_says_what_the_time_goes_into(
 
 def test_plan(run: Run, tiny_world_path: Path, fake_game: type[FakeGame]) -> None:
     arguments = (
-        "plan", "--world", tiny_world_path, "--episodes", 2, "--futures", 2, "--horizon", 2,
-        "--rounds", 1, "--steps", 1, "--agent", "noop", "--agent", "random",
+        "evaluate-planner", "--world", tiny_world_path, "--episodes", 2, "--futures", 2,
+        "--horizon", 2, "--rounds", 1, "--steps", 1, "--agent", "noop", "--agent", "random",
     )  # fmt: skip
     result = run(*arguments, "--json")
     assert result.code == 0, result.err

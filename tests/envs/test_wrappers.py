@@ -11,7 +11,7 @@ from gymnasium.envs.registration import EnvSpec
 from stable_baselines3.common.env_checker import check_env
 
 import magi_world  # noqa: F401 (registers the environments)
-from magi_world.envs.wrappers import ChannelStack, LastFrame
+from magi_world.envs.wrappers import CallableReward, ChannelStack, LastFrame
 from magi_world.errors import ConfigError
 
 WRAPPERS = [LastFrame, ChannelStack]
@@ -91,3 +91,63 @@ def test_a_wrapped_environment_is_remade_from_its_spec(wrapper: Any, tiny_world_
     assert isinstance(twin, wrapper)
     assert twin.observation_space == env.observation_space
     assert (twin.reset(seed=0)[0] == env.reset(seed=0)[0]).all()
+
+
+def mean_level(frames: Any, prompt: str) -> Any:
+    """Brightness; the length of the prompt in front of the point."""
+    return np.float32(len(prompt) + frames.mean() / 256)
+
+
+class Prompted(Stub):
+    """A stub that names a prompt, as the environments of the package do."""
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        observation, *rest, info = super().step(action)
+        if isinstance(self.observation_space, spaces.Dict):
+            observation = {"frames": observation}
+        return observation, *rest, {**info, "prompt": "jump"}
+
+
+@pytest.mark.parametrize(
+    "space", [Stub.observation_space, spaces.Dict(frames=Stub.observation_space)]
+)
+def test_a_callable_rewards_frames_and_prompt(space: spaces.Space[Any]) -> None:
+    stub = Prompted()
+    stub.observation_space = space
+    env = CallableReward(stub, mean_level)
+    env.reset()
+    observation, reward, terminated, truncated, info = env.step(0)
+    frames = observation["frames"] if isinstance(observation, dict) else observation
+    assert (frames == Stub.frames + 1).all()
+    assert reward == pytest.approx(4 + (Stub.frames + 1).mean() / 256)
+    assert type(reward) is float
+    assert (terminated, truncated) == (False, True)
+    assert info == {"chunk": 1, "prompt": "jump", "env_reward": 1.0}
+
+
+def test_a_callable_cannot_change_what_is_observed() -> None:
+    def clear(frames: Any, prompt: str) -> float:
+        frames[:] = 0
+        return 0.0
+
+    env = CallableReward(Prompted(), clear)
+    env.reset()
+    observation: Any = env.step(0)[0]
+    assert (observation == Stub.frames + 1).all()
+
+
+@pytest.mark.parametrize("value", [None, "much", float("nan"), np.zeros(2)])
+def test_a_rating_that_is_no_number_is_refused(value: Any) -> None:
+    env = CallableReward(Prompted(), lambda frames, prompt: value)
+    env.reset()
+    with pytest.raises(ConfigError, match="a finite number is needed"):
+        env.step(0)
+
+
+def test_a_callable_reward_needs_frames_and_a_callable() -> None:
+    with pytest.raises(ConfigError, match="cannot be called"):
+        CallableReward(Prompted(), "mean_level")  # type: ignore[arg-type]
+    env = Prompted()
+    env.observation_space = spaces.Box(-100, 100, (16, 1, 8, 8), np.float32)
+    with pytest.raises(ConfigError, match="CallableReward needs frames"):
+        CallableReward(env, mean_level)

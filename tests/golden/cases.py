@@ -1,4 +1,4 @@
-"""The golden cases of a folder, and which of them this suite does not run."""
+"""The golden cases of a folder."""
 
 import json
 from collections.abc import Mapping
@@ -7,7 +7,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -15,15 +14,6 @@ from tests.golden.compare import Rule
 
 DATA = Path(__file__).parent / "data"
 """the public set"""
-
-UNSUPPORTED = {
-    "dispatch": "MAGI-1's guidance passes are not built",
-    "sampling": "MAGI-1's complete sampler is not built",
-    "fp8": "fp8 linears are not built",
-    "prompt": "MAGI-1's prompt pipeline is not built",
-    "e2e": "MAGI-1's complete pipeline is not built",
-}
-"""kinds without a driver, with the reason"""
 
 
 @dataclass(frozen=True)
@@ -59,9 +49,13 @@ class Case:
 
     @property
     def expected(self) -> Mapping[str, Rule]:
-        """JSON path -> rule; entries that need a file outside the set are left out."""
+        """JSON path -> rule; entries that need an absent file are left out."""
         rules: Mapping[str, Rule] = self.meta["expected"]
-        return {path: rule for path, rule in rules.items() if "requires" not in rule}
+        return {
+            path: rule
+            for path, rule in rules.items()
+            if "requires" not in rule or (self.folder / rule["requires"]).is_file()
+        }
 
     def stored(self) -> dict[str, Tensor]:
         """Return all tensors of the case's file, floating ones up-cast to float32."""
@@ -106,29 +100,7 @@ def load_cases(folder: Path) -> list[Case]:
     return cases
 
 
-def skip_reason(case: Case) -> str | None:
-    """Say why a case is not run, or None when it must run."""
-    if case.kind in UNSUPPORTED:
-        return UNSUPPORTED[case.kind]
-    if case.kind == "vae" and case.meta["tiling"] is not None:
-        return "VAE tiling is not built"
-    full = "the published models' full support is not built"
-    if case.kind == "weights" and "t5_config" in case.meta["config"]:
-        return f"{full}: the T5 encoder"
-    weights = case.entry["file"] if case.kind == "weights" else case.meta.get("weights")
-    if weights is not None and _has_float8(case.folder / weights):
-        return f"{full}: fp8 linears"
-    return None
-
-
 @cache
 def _read_json(path: Path) -> dict[str, Any]:
     document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return document
-
-
-@cache
-def _has_float8(path: Path) -> bool:
-    with safe_open(path, framework="pt") as file:
-        dtypes = {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
-    return any(dtype.startswith("F8") for dtype in dtypes)

@@ -21,23 +21,30 @@ from magi_world.models.forward import LinearMemory, forward_clip
 from magi_world.models.rope import rescale_factor, rotary_angles
 from magi_world.models.vae import VitVAE
 from tests.golden.cases import Case, Computed
+from tests.golden.fp8_driver import install_stored_fp8, run_fp8
+from tests.golden.prompt_driver import run_prompt, run_t5_weights
+from tests.golden.sampling_driver import run_dispatch, run_e2e, run_sampling
 from tests.golden.schedule_driver import run_schedule
 from tests.golden.trace import traced
+from tests.golden.vae_driver import run_vae
 
 
 def run_weights(case: Case) -> Computed:
     """Strict loading: every name and shape; the values must arrive unchanged."""
     config = case.meta["config"]
+    if "t5_config" in config:
+        return run_t5_weights(case)
     module: nn.Module
     if "ddconfig" in config:
         module = VitVAE(VAEConfig.from_dict(config["ddconfig"]))
     else:
         module = VideoDiT(DiTConfig.from_dict(config["model_config"]))
+        install_stored_fp8(module, case.folder / case.entry["file"])
     load_module(module, case.folder / case.entry["file"])
     stored = case.stored()
     loaded = module.state_dict()
     assert loaded.keys() == stored.keys()
-    assert all(torch.equal(loaded[name], stored[name]) for name in stored)
+    assert all(torch.equal(loaded[name].float(), stored[name]) for name in stored)
     return Computed(values={"number_of_parameters": sum(p.numel() for p in module.parameters())})
 
 
@@ -166,60 +173,17 @@ def _forward(
     )
 
 
-def run_vae(case: Case) -> Computed:
-    """The ViT VAE without tiling: a video, or a single image (section 7)."""
-    vae, inputs = _vae(case), case.inputs()
-    if "image" in inputs:
-        latent = vae.encode(inputs["image"])
-        return Computed(
-            tensors={
-                "latent": latent,
-                "decoded": _decode(vae, latent),
-                "decoded_random": _decode(vae, inputs["z"]),
-            }
-        )
-    moments = vae.encode_moments(inputs["video"])
-    mean, logvar, std = vae.posterior(moments)
-    latent = vae.encode(inputs["video"])
-    return Computed(
-        tensors={
-            "moments": moments,
-            "mean": mean,
-            "logvar": logvar,
-            "std": std,
-            "latent": latent,
-            "decoded": _decode(vae, latent),
-        }
-    )
-
-
-def _decode(vae: VitVAE, latent: Tensor) -> Tensor:
-    """The published code returns one frame for one latent frame."""
-    return vae.decode(latent, single_frame=latent.shape[2] == 1)
-
-
 def _dit(case: Case) -> VideoDiT:
     config = json.dumps(case.meta["config"]["model_config"])
     return _load_dit(case.folder / case.meta["weights"], config)
 
 
-def _vae(case: Case) -> VitVAE:
-    config = json.dumps(case.meta["config"]["ddconfig"])
-    return _load_vae(case.folder / case.meta["weights"], config)
-
-
 @cache
 def _load_dit(weights: Path, config: str) -> VideoDiT:
     dit = VideoDiT(DiTConfig.from_dict(json.loads(config)))
+    install_stored_fp8(dit, weights)
     load_module(dit, weights)
     return dit.eval()
-
-
-@cache
-def _load_vae(weights: Path, config: str) -> VitVAE:
-    vae = VitVAE(VAEConfig.from_dict(json.loads(config)))
-    load_module(vae, weights)
-    return vae.eval()
 
 
 DRIVERS: dict[str, Callable[[Case], Computed]] = {
@@ -228,5 +192,10 @@ DRIVERS: dict[str, Callable[[Case], Computed]] = {
     "rope": run_rope,
     "modules": run_modules,
     "forward": run_forward,
+    "dispatch": lambda case: run_dispatch(case, _dit),
+    "sampling": lambda case: run_sampling(case, _dit),
+    "e2e": lambda case: run_e2e(case, _dit),
     "vae": run_vae,
+    "prompt": run_prompt,
+    "fp8": lambda case: run_fp8(case, _forward, _dit),
 }

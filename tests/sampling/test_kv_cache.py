@@ -166,3 +166,51 @@ def test_the_newest_chunk_is_that_of_the_last_advance() -> None:
     assert copy.newest.eq(5).all()
     copy.clear(0)
     assert copy.newest[0].eq(0).all() and copy.newest[1].eq(5).all()
+
+
+def make_ring(places: int, window: int, *, on_host: bool = False) -> KVCache:
+    return KVCache(
+        slots=1, places=places, tokens=TOKENS, layers=LAYERS, groups=GROUPS, head_dim=WIDTH,
+        dtype=torch.float32, device=torch.device("cpu"), window=window, whole_rings=False,
+        on_host=on_host,
+    )  # fmt: skip
+
+
+@given(
+    history=st.integers(0, 5), window=st.integers(1, 4), calls=st.integers(1, 12),
+    on_host=st.booleans(), data=st.data(),
+)  # fmt: skip
+def test_a_window_sees_its_ranges(
+    history: int, window: int, calls: int, on_host: bool, data: st.DataObject
+) -> None:
+    cache = make_ring(history + window, window, on_host=on_host)
+    finished: list[int] = []
+    mark = 0
+    for _ in range(calls):
+        size = data.draw(st.integers(1, window))
+        widths = [data.draw(st.one_of(st.none(), st.integers(1, history + 1))) for _ in range(size)]
+        own = list(range(mark + 1, mark + 1 + size))
+        mark += size
+        slices = cache.open([(0, ahead, width) for ahead, width in enumerate(widths)])
+        rows = torch.tensor(own).repeat_interleave(TOKENS)[:, None, None].float()
+        for layer in range(LAYERS):
+            keys, _ = cache.extend(layer, *[rows.expand(-1, GROUPS, WIDTH)] * 2)
+        mask = dense_mask(slices, size * TOKENS, keys.shape[0])
+        for ahead, width in enumerate(widths):
+            seen = [*finished, *own[: ahead + 1]]
+            expected = seen if width is None else seen[-width:]
+            found = keys[mask[ahead * TOKENS], 0, 0].int().tolist()
+            assert sorted(found[::TOKENS]) == expected
+            assert cache.seen(0, ahead, width) == len(expected)
+        for chunk in own[: data.draw(st.integers(0, size))]:
+            cache.advance([0])
+            finished = [*finished, chunk][-history:] if history else []
+
+
+def test_a_narrow_range_costs_no_masked_keys() -> None:
+    cache = make_ring(6, 2)
+    for _ in range(9):
+        cache.advance([0])
+    slices = cache.open([(0, 0, 1), (0, 1, 2)])
+    assert slices.key_block is None
+    assert sum(row[3] - row[2] for row in slices.rows) == 3 * TOKENS

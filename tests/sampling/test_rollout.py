@@ -22,6 +22,7 @@ from magi_world.errors import (
 )
 from magi_world.evaluation.bench import resident_bytes
 from magi_world.kernels.attention import sdpa
+from magi_world.models.text import TextEncoder
 from magi_world.sampling.chunk import Chunk
 from magi_world.sampling.rollout import Rollout
 from magi_world.world import World, load
@@ -96,7 +97,7 @@ def test_a_world_without_heads_draws_all_the_same(tiny_world: World) -> None:
     card = {**tiny_world.card, "config": {**tiny_world.card["config"], "outcome": None}}
     world = World(card, bank=tiny_world.bank)
     world.dit.load_state_dict(tiny_world.dit.state_dict())
-    assert world.text is not None and tiny_world.text is not None
+    assert isinstance(world.text, TextEncoder) and isinstance(tiny_world.text, TextEncoder)
     world.text.load_state_dict(tiny_world.text.state_dict())
     with_heads, without = ready(tiny_world), ready(world)
     one, other = with_heads.step([LEFT] * 2), without.step([LEFT] * 2)
@@ -188,7 +189,7 @@ def test_the_number_of_steps_is_the_worlds_or_given(tiny_world: World) -> None:
 def test_prompts_are_encoded_once(tiny_world: World) -> None:
     calls: list[int] = []
     world = variant(tiny_world)
-    assert world.text is not None
+    assert isinstance(world.text, TextEncoder)
     world.text.register_forward_pre_hook(lambda *_: calls.append(1))
     rollout = ready(world, 3, 0)
     calls.clear()
@@ -595,7 +596,7 @@ def test_what_lies_outside_the_history_is_never_seen(tiny_world: World) -> None:
         for _ in range(5):
             cache, n = rollout.cache, tiny_world.config.tokens_per_chunk
             for slot in range(2):
-                seen = set(cache._visible(slot)) - {cache.scratch[slot]}
+                seen = set(cache._visible(slot, 0, None)) - {cache.scratch[slot]}
                 for place in set(range(cache.places)) - seen:
                     first = (slot * cache.places + place) * n
                     cache.keys_LRKD[:, first : first + n] = 1e3

@@ -1,5 +1,7 @@
 """Schedules and the sampling plan: rules that hold for every configuration."""
 
+import dataclasses
+import itertools
 import math
 
 import pytest
@@ -119,6 +121,7 @@ def plans(draw: st.DrawFn) -> SamplingPlan:
 @given(plan=plans())
 def test_every_chunk_gets_every_step_in_order_and_leaves_once(plan: SamplingPlan) -> None:
     steps = list(plan.steps())
+    assert plan.total_steps is not None and plan.num_chunks is not None
     assert [step.index for step in steps] == list(range(plan.total_steps))
     generated = range(plan.offset, plan.num_chunks)
     done: dict[int, list[int]] = {chunk: [] for chunk in generated}
@@ -201,7 +204,7 @@ def test_chunks_of_a_video() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"num_steps": 10, "window": 4}, "num_steps 10 .* multiples of 4"),
+        ({"num_steps": 10, "window": 4}, r"window 4 .* 10 steps.*allowed are \[1, 2, 5, 10\]"),
         ({"num_steps": 6, "window": 2}, "num_steps 6 .* 4 KV ranges .* multiples of 4"),
         ({"num_steps": 2}, "num_steps 2 .* multiples of 4"),
         ({"num_steps": 0}, "num_steps 0 is below 1"),
@@ -236,3 +239,50 @@ def test_wrong_arguments_of_the_single_rules() -> None:
         schedule.time_grid_from_config(8, {"power": 2})
     with pytest.raises(ConfigError, match="num_steps 0 is below 1"):
         schedule.step_intervals(0)
+
+
+@given(st.integers(1, 12), st.integers(1, 6), st.integers(0, 5))
+def test_an_end_that_comes_as_a_surprise_changes_no_stage(
+    num_chunks: int, window: int, offset: int
+) -> None:
+    asked: list[int] = []
+
+    def exists(chunk: int) -> bool:
+        asked.append(chunk)
+        return chunk < offset + num_chunks
+
+    surprised = list(schedule.stages(None, window, offset=offset, exists=exists))
+    assert surprised == list(schedule.stages(offset + num_chunks, window, offset=offset))
+    assert asked == list(range(offset, offset + num_chunks + 1))  # once each, in order
+
+
+def test_a_video_may_have_no_chunk_and_no_end() -> None:
+    assert list(schedule.stages(None, 3, exists=lambda chunk: False)) == []
+    endless = list(itertools.islice(schedule.stages(None, 3), 50))
+    assert endless[-1] == (47, 50, 0, 3)
+
+
+@given(plans())
+def test_a_clean_pass_of_its_own_moves_a_chunk_out_of_the_next_call(plan: SamplingPlan) -> None:
+    apart = dataclasses.replace(plan, own_clean_pass=True)
+    for one, other in zip(plan.steps(), apart.steps(), strict=True):
+        assert (one.call.extra_clean_chunk, one.clean_call) == (other.clean_call is not None, None)
+        if other.clean_call is None:
+            assert one.call == other.call
+            continue
+        clean, rest = other.clean_call, other.call
+        assert one.call.t == (*clean.t, *rest.t)
+        assert one.call.kv_chunks == (*clean.kv_chunks, *rest.kv_chunks)
+        assert one.call.prompted == (*clean.prompted, *rest.prompted)
+        assert (one.call.first, one.call.stop) == (clean.first, rest.stop)
+        assert one.call.prefix_latent_frames == clean.prefix_latent_frames
+
+
+def test_chunks_may_bring_ranges_of_their_own() -> None:
+    plan = SamplingPlan(num_chunks=4, num_steps=4, window=2, own_clean_pass=True)
+    steps = plan.steps(kv_ranges_of=lambda chunk: (1, 1, 1, 1) if chunk == 2 else (4, 3, 2, 1))
+    seen: dict[int, set[int]] = {}
+    for step in steps:
+        for first, stop in step.call.kv_chunks:
+            seen.setdefault(stop - 1, set()).add(stop - first)
+    assert seen == {0: {1}, 1: {1, 2}, 2: {1}, 3: {1, 2, 3, 4}}

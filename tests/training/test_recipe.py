@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from magi_world.config import TextConfig
 from magi_world.errors import RecipeError
 from magi_world.models.dit import VideoDiT
 from magi_world.models.text import check_prompt
@@ -56,6 +57,7 @@ def test_paraphrases_are_a_dozen_and_never_seen_ones_are_apart(doom: Recipe) -> 
         assert doom.card["held_out_paraphrases"][prompt]
         seen += doom.card["paraphrases"][prompt] + doom.card["held_out_paraphrases"][prompt]
     assert len(set(seen)) == len(seen)
+    assert isinstance(doom.config.text, TextConfig)
     for prompt in seen:
         check_prompt(prompt, doom.config.text.max_bytes)
 

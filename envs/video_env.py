@@ -1,0 +1,242 @@
+"""Any video model as a Gymnasium environment: a picture, a clip or a text, continued by prompts."""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import gymnasium
+from gymnasium.error import ResetNeeded
+from gymnasium.utils import seeding
+
+from magi_world.envs.rendering import RENDER_MODES, Renderer, render_fps
+from magi_world.envs.reward import load_reward, rated
+from magi_world.envs.spaces import (
+    ACTIONS,
+    OBSERVATIONS,
+    Action,
+    Frames,
+    Observation,
+    action_space,
+    as_index,
+    as_prompt,
+    choose,
+    max_prompt_length,
+    observation,
+    observation_space,
+)
+from magi_world.envs.world_env import check_horizon, check_reset_options
+from magi_world.errors import ConfigError, ResetOptionError
+from magi_world.media.reading import read_image, read_video
+from magi_world.sampling.chunk import Chunk
+from magi_world.size import parse_size
+from magi_world.world import load
+
+NEUTRAL_PROMPT = "the scene goes on as before"
+"""the one action of an environment that was given no prompt"""
+
+
+class VideoEnv(gymnasium.Env[Observation, Action]):
+    """A video model without a game: a step conditions one chunk of video on a prompt.
+
+    The first observation of an episode is the last chunk of its start: a picture held for one
+    chunk, a clip, or a first chunk generated under a prompt. Start and actions are the
+    constructor's; `reset(options=…)` may give another start for one episode. `info` holds `prompt`
+    (the text that conditioned the chunk), `chunk` (chunks since the reset) and
+    `termination_probability`.
+
+    MAGI-1 checkpoints know no reward and no end: the reward is 0 unless `reward` names a function,
+    and `horizon` alone ends an episode.
+
+    Args:
+        model: a checkpoint's folder, "hub:org/name", or a world's name.
+        image: path of the picture that episodes start from.
+        video: path of the clip that they start from; its last chunks are the history.
+        prompt: text of a first chunk that is generated with no history; beside an image or a video
+            it is only the default of `prompts`.
+        prompts: the actions that the space samples and that `actions="discrete"` indexes, the
+            no-op first; None is the constructor's prompt, without one `NEUTRAL_PROMPT`.
+        size: frames as "HEIGHTxWIDTH"; None is the model's own size.
+        reward: "module:function", called with the frames uint8 `[F, H, W, 3]` and the prompt of
+            every step; it returns a number. None is the model's own reward.
+        actions: "text", any prompt, or "discrete", an index into `prompts`.
+        observations: "frames" (MAGI-1: 24 a chunk), "latent" or "both".
+        render_mode: "human", "rgb_array", "rgb_array_list" or None, see `envs/rendering.py`.
+        horizon: chunks after the reset chunk at which an episode is truncated; None is endless.
+        steps: denoising steps per chunk; None takes the model's.
+        temperature: scale of the initial noise.
+        device: where the model runs, such as "cpu" or "cuda"; None as in `magi_world.load`.
+        dtype: "float32" or "bfloat16"; None as in `magi_world.load`.
+
+    Raises:
+        ConfigError: a keyword whose value is not allowed, both an image and a video, or a
+            `reward` that names no function.
+        MediaError: an image or video that cannot be read.
+        PromptError: a prompt that the model cannot use.
+        WorldNotFound, CheckpointError: as `magi_world.load`.
+        MissingPackage: "human" without pygame-ce, or a package that the model needs.
+    """
+
+    metadata: dict[str, Any] = {"render_modes": list(RENDER_MODES)}
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str],
+        *,
+        image: str | os.PathLike[str] | None = None,
+        video: str | os.PathLike[str] | None = None,
+        prompt: str | None = None,
+        prompts: Sequence[str] | None = None,
+        size: str | None = None,
+        reward: str | None = None,
+        actions: str = "text",
+        observations: str = "frames",
+        render_mode: str | None = None,
+        horizon: int | None = None,
+        steps: int | None = None,
+        temperature: float = 1.0,
+        device: str | None = None,
+        dtype: str | None = None,
+    ) -> None:
+        # What is wrong is said before the weights are read.
+        self._actions = choose("actions", actions, ACTIONS)
+        self._observations = choose("observations", observations, OBSERVATIONS)
+        if render_mode is not None:
+            choose("render_mode", render_mode, RENDER_MODES)
+        self.render_mode = render_mode
+        check_horizon(horizon)
+        self.horizon = horizon
+        if image is not None and video is not None:
+            raise ConfigError("image and video: an episode starts from one of them")
+        if isinstance(prompts, str):
+            raise ConfigError(f"prompts {prompts!r}: a list of different strings is needed")
+        if prompts is None:
+            prompts = [NEUTRAL_PROMPT if prompt is None else prompt]
+        self.prompts = list(prompts)
+        self._reward = None if reward is None else load_reward(reward)
+        pixels = None if size is None else parse_size(size)
+
+        world = load(os.fspath(model), device=device, dtype=dtype)
+        self.world = world if pixels is None else world.resized(*pixels)
+        config = self.world.config
+        self._max_length = max_prompt_length(config)
+        self.action_space = action_space(actions, self.prompts, self._max_length)
+        for text in self.prompts:
+            self.world.check_prompt(text)
+        self._start: dict[str, Any] = {}
+        if image is not None:
+            self._start = {"image": read_image(os.fspath(image), config.height, config.width)}
+        elif video is not None:
+            self._start = {
+                "video": read_video(os.fspath(video), config.height, config.width, config.fps)
+            }
+        elif prompt is not None:
+            self._start = {"prompt": prompt}
+        self.rollout = self.world.rollout(1, steps=steps, temperature=temperature)
+        self.observation_space = observation_space(observations, config)
+        self.metadata = {
+            **self.metadata,
+            "render_fps": render_fps(render_mode, config.fps, config.chunk_frames),
+        }
+        self._renderer = Renderer(render_mode, fps=config.fps, title=self.world.name)
+        self._chunk = 0  # since the last reset
+        self._seeded = False
+        self._ended: str | None = "before the first reset()"
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
+        """Begin an episode and return its first observation.
+
+        Args:
+            seed: 0 to 2^63 - 1, seeds the generator; without it the generator goes on where it
+                was, and the first reset of all draws a seed from `np_random`.
+            options: another start than the constructor's: at most one of `image` (uint8
+                `[H, W, 3]`), `video` (uint8 `[T, H, W, 3]`) and `prompt`; beside `image` or
+                `video` also `prompts`, the captions that its chunks had.
+
+        Raises:
+            ResetOptionError: neither the constructor nor the options name a start, an unknown
+                option, two that exclude each other, or a wrong value.
+            PromptError: a prompt among the options that cannot be used.
+            ConfigError: a seed that is too large.
+
+        A reset that raises leaves the running episode as it was.
+        """
+        start = check_reset_options(options) or self._start
+        if not start:
+            raise ResetOptionError(
+                "nothing to start from: make the environment with image=, video= or prompt=, or "
+                "reset with one of them among the options"
+            )
+        if seed is not None:  # a bad seed is refused before anything has changed
+            seeding.np_random(seed)
+            if seed >= 2**63:
+                raise ConfigError(f"seed {seed}: allowed are 0 to 2**63 - 1")
+        slot_seed = seed
+        if seed is None and not self._seeded:
+            slot_seed = int(self.np_random.integers(2**31))
+        chunk = self.rollout.reset(seeds=None if slot_seed is None else [slot_seed], **start)
+        super().reset(seed=seed)
+        self._seeded = True
+        self._chunk = 0
+        self._ended = None
+        self._renderer.add(lambda: _frames(chunk), first=True)
+        return self._observe(chunk), self._info(chunk)
+
+    def step(self, action: Action) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+        """Generate one chunk under `action` and return what Gymnasium expects of a step.
+
+        Raises:
+            ResetNeeded: before the first reset or after the end of an episode.
+            PromptError: with text actions, a prompt that cannot be used.
+            ActionError: with discrete actions, no integer in range.
+
+        A step that raises one of these leaves everything as it was. An error of the reward
+        function arrives when the chunk has been made: the episode goes on behind it.
+        """
+        if self._ended is not None:
+            raise ResetNeeded(f"step() {self._ended}: call reset()")
+        if self._actions == "text":
+            prompt = as_prompt(action, self._max_length)
+        else:
+            prompt = self.prompts[as_index(action, self.prompts)]
+        chunk = self.rollout.step([prompt])
+        self._chunk += 1
+        terminated = bool(chunk.terminated[0])
+        truncated = self.horizon is not None and self._chunk >= self.horizon
+        if terminated or truncated:
+            self._ended = f"after the end of the episode, {self._chunk} chunks long"
+        self._renderer.add(lambda: _frames(chunk))
+        if self._reward is None:
+            reward = float(chunk.reward[0])
+        else:
+            reward = rated(self._reward, _frames(chunk), prompt)
+        return self._observe(chunk), reward, terminated, truncated, self._info(chunk)
+
+    def render(self) -> Any:
+        """Return the last frame, all frames since the last call, or None, as `render_mode` says."""
+        return self._renderer.render()
+
+    def close(self) -> None:
+        """Close the window if there is one; calling it again does nothing."""
+        self._renderer.close()
+
+    def _observe(self, chunk: Chunk) -> Observation:
+        return observation(
+            self._observations, lambda: _frames(chunk), lambda: chunk.latents[0].cpu().numpy()
+        )
+
+    def _info(self, chunk: Chunk) -> dict[str, Any]:
+        signals = {name: float(values[0]) for name, values in chunk.signals.items()}
+        return {
+            "prompt": chunk.prompts[0] or "",  # pictures may have had none
+            "chunk": self._chunk,
+            "termination_probability": float(chunk.termination_probability[0]),
+            **signals,
+        }
+
+
+def _frames(chunk: Chunk) -> Frames:
+    """Frames uint8 `[F, H, W, 3]` of the only slot."""
+    frames: Frames = chunk.frames[0].cpu().numpy()
+    return frames

@@ -1,0 +1,151 @@
+"""The verb `evaluate-planner`: a planner in dream and game, beside players who see nothing."""
+
+import time
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from magi_world.cli.evaluate import RealGame
+from magi_world.cli.evaluate_agent import GAMES, Seeds, print_table
+from magi_world.cli.output import emit_json, emit_table
+from magi_world.cli.worlds import AsJson, Device, DType, Steps
+
+if TYPE_CHECKING:
+    from magi_world.agents.planner import Planner
+
+NAME = "planner"
+BLIND = ("noop", "random", "sticky")
+"""players beside a planner, unless others are named"""
+
+
+class Method(StrEnum):
+    """How sequences of prompts are searched."""
+
+    CEM = "cem"
+    SHOOTING = "shooting"
+
+
+class Timed:
+    """An agent whose answers are timed; it plays like the planner inside."""
+
+    def __init__(self, agent: "Planner") -> None:
+        self.agent = agent
+        self.seconds, self.answers = 0.0, 0
+
+    @property
+    def observations(self) -> str:
+        """The form that the planner reads."""
+        return self.agent.observations
+
+    @property
+    def policy(self) -> str:
+        """How the planner chooses, as tables print it."""
+        return self.agent.policy
+
+    def reset(self, n: int, seed: int | None = None) -> None:
+        """Begin n episodes."""
+        self.agent.reset(n, seed)
+
+    def act(self, observations: Any) -> Any:
+        """Answer, and count one answer for every row."""
+        begin = time.perf_counter()
+        actions = self.agent.act(observations)
+        self.seconds += time.perf_counter() - begin
+        self.answers += len(actions)
+        return actions
+
+
+def evaluate_planner(
+    world: Annotated[
+        str, typer.Option(help="A world's name, or a folder with one.")
+    ] = "doom-take-cover",
+    method: Annotated[Method, typer.Option(help="How prompts are searched.")] = Method.CEM,
+    futures: Annotated[int, typer.Option(min=1, help="Futures imagined at once, K.")] = 16,
+    horizon: Annotated[int, typer.Option(min=1, help="Chunks that each looks ahead.")] = 4,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds of the cross-entropy method.")] = 3,
+    elites: Annotated[int, typer.Option(min=1, help="Best futures that a round is fit to.")] = 4,
+    signal: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=WEIGHT adds a signal of the world to the reward; again for more."),
+    ] = None,
+    steps: Steps = None,
+    agent: Annotated[
+        list[str] | None,
+        typer.Option(help="Played beside it; noop, random and sticky by default."),
+    ] = None,
+    episodes: Annotated[int, typer.Option(min=1, help="Episodes of each agent and place.")] = 20,
+    real: Annotated[bool, typer.Option("--real", help="Only in the real game.")] = False,
+    dream: Annotated[bool, typer.Option("--dream", help="Only in the dream.")] = False,
+    seeds: Annotated[
+        Seeds, typer.Option(help="final (10,000 + i) or validation (20,000 + i, for choosing).")
+    ] = Seeds.FINAL,
+    batch: Annotated[int, typer.Option(min=1, help="Dreams played side by side.")] = GAMES,
+    game: RealGame = None,
+    device: Device = None,
+    dtype: DType = None,
+    as_json: AsJson = False,
+) -> None:
+    """Plan in the world, act on the best, and print the returns beside those of blind players.
+
+    Everything is planned in the dream; in the real game the planner sees each real chunk encoded.
+    """
+    from magi_world.agents.evaluation import evaluate_agents, format_table, load_agents
+    from magi_world.agents.planner import Planner
+    from magi_world.cli.games import real_game
+    from magi_world.evaluation.metrics import difference_interval
+    from magi_world.world import load
+
+    weights = parse_weights(signal or [])
+    where = ["dream", "real"] if real == dream else ["real"] if real else ["dream"]
+    loaded = load(world, device=device, dtype=dtype)
+    search = Planner(
+        loaded, method=method.value, futures=futures, horizon=horizon, rounds=rounds,
+        elites=min(elites, futures), signal_weights=weights, steps=steps,
+    )  # fmt: skip
+    rows = []
+    for place in where:
+        timed = Timed(search)
+        others = load_agents(loaded, list(BLIND) if agent is None else agent)
+        played = evaluate_agents(
+            loaded, {**others, NAME: timed},
+            where=[place], episodes=episodes, seeds=seeds.value, batch=batch, games=GAMES,
+            make_game=real_game(loaded, game) if place == "real" else None,
+        )  # fmt: skip
+        planned = next(row for row in played if row["agent"] == NAME)
+        best = max((row for row in played if row["agent"] != NAME), key=lambda row: row["mean"])
+        low, high = difference_interval(planned["returns"], best["returns"])
+        planned |= {
+            "n": episodes, "method": method.value, "futures": futures, "plan_horizon": horizon,
+            "rounds": rounds if method == Method.CEM else 1,
+            "denoising_steps": loaded.config.sampling.num_steps if steps is None else steps,
+            "signal_weights": weights, "seconds_per_action": timed.seconds / timed.answers,
+            "best_other": best["agent"], "above_best": planned["mean"] - best["mean"],
+            "above_best_low": low, "above_best_high": high,
+        }  # fmt: skip
+        rows += played
+    if as_json:
+        emit_json(rows)
+        return
+    print_table(format_table(rows))
+    emit_table(
+        [row for row in rows if row["agent"] == NAME],
+        (
+            "where", "n", "method", "futures", "plan_horizon", "rounds", "denoising_steps",
+            "seconds_per_action", "best_other", "above_best", "above_best_low", "above_best_high",
+        ),
+    )  # fmt: skip
+
+
+def parse_weights(given: list[str]) -> dict[str, float]:
+    """Read `NAME=WEIGHT` options; raises typer's `BadParameter` for anything else."""
+    weights = {}
+    for text in given:
+        name, _, number = text.partition("=")
+        try:
+            weights[name] = float(number)
+        except ValueError:
+            raise typer.BadParameter(
+                f"{text!r} is not NAME=WEIGHT", param_hint="'--signal'"
+            ) from None
+    return weights

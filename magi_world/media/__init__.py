@@ -1,0 +1,1 @@
+"""Pictures and videos on disk: read into frames, written from frames."""

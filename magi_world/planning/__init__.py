@@ -1,0 +1,1 @@
+"""What a model needs before it runs: parameters, arithmetic, memory, and whether it fits."""
