@@ -43,10 +43,14 @@ OPTIONAL = [
 ]
 
 
+# Triton's decorators are needed to define a kernel, so these are imported when one is first called.
+ONLY_KERNELS = "triton_kernels"
+
+
 def every_module() -> list[str]:
-    """Names of all modules of the package."""
+    """Names of all modules of the package but those that hold nothing but Triton kernels."""
     found = [module.name for module in pkgutil.walk_packages(magi_world.__path__, "magi_world.")]
-    return [name for name in found if not name.endswith("__main__")]
+    return [name for name in found if not name.endswith(("__main__", ONLY_KERNELS))]
 
 
 def run(code: str, cwd: Path) -> str:

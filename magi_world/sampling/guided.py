@@ -149,11 +149,7 @@ class GuidedModel:
     ) -> DiTOutput:
         """Write finished chunks ahead of the history; the caller advances the cache."""
         self._count_published(chunks, [t] * len(chunks))
-        times = [t] * len(chunks)
-        output = self.forward(self.guidance.writer, x_GCPHW, chunks, times, cache, dt)
-        if self.dit.config.previous_chunk:
-            cache.finish([chunk.slot for chunk in chunks], x_GCPHW)
-        return output
+        return self.forward(self.guidance.writer, x_GCPHW, chunks, [t] * len(chunks), cache, dt)
 
     def forward(
         self,
@@ -185,6 +181,10 @@ class GuidedModel:
             previous=self._previous(kind, x_GCPHW, chunks, cache),
         )
         output: DiTOutput = self.dit(inputs, cache if kind.has_history else None)
+        if self.dit.config.previous_chunk and kind is self.guidance.writer:
+            rows = [row for row, chunk in enumerate(chunks) if chunk.clean]
+            if rows:
+                cache.finish([chunks[row].slot for row in rows], x_GCPHW[rows])
         self._count(kind, chunks, cache, distilled=dt is not None)
         return output
 

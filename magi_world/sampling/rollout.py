@@ -339,6 +339,7 @@ class Rollout:
             self._starts_of_clips[clip] = self._replayed(*bank.clip(clip))
         return self._starts_of_clips[clip]
 
+    @torch.inference_mode()
     def prepare_clips(self, side_by_side: int = 64) -> None:
         """Replay all clips of the bank ahead, so that resets to them only copy.
 

@@ -239,6 +239,11 @@ def _embedded(config: WorldConfig, settings: GenerateSettings) -> SamplerConfig:
     ):  # fmt: skip
         if getattr(settings, name) is not None:
             raise ConfigError(f"{name} is for MAGI-1 checkpoints, and this world is none")
+    if config.dit.previous_chunk and settings.window not in (None, 1):
+        raise ConfigError(
+            f"window {settings.window}: this world reads its previous chunk finished, so its window "
+            "is 1"
+        )
     sampling = config.sampling
     ranges = (sampling.kv_range,) if settings.kv_ranges is None else settings.kv_ranges
     clean = sampling.kv_range if settings.clean_kv_range is None else settings.clean_kv_range

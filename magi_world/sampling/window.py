@@ -113,6 +113,7 @@ class WindowSampler:
             window=config.window,
             whole_rings=False,
             on_host=config.kv_on_host,
+            latent_shape=size if dit.config.previous_chunk else (0,),
         )
         self.x: dict[int, Tensor] = {}
         self._captions: dict[int, Caption] = {}
