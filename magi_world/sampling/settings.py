@@ -241,8 +241,8 @@ def _embedded(config: WorldConfig, settings: GenerateSettings) -> SamplerConfig:
             raise ConfigError(f"{name} is for MAGI-1 checkpoints, and this world is none")
     if config.dit.previous_chunk and settings.window not in (None, 1):
         raise ConfigError(
-            f"window {settings.window}: this world reads its previous chunk finished, so its window "
-            "is 1"
+            f"window {settings.window}: this world reads its previous chunk finished, "
+            "so its window is 1"
         )
     sampling = config.sampling
     ranges = (sampling.kv_range,) if settings.kv_ranges is None else settings.kv_ranges
