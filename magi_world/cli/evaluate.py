@@ -40,6 +40,9 @@ def evaluate(
         int, typer.Option(min=100, help="Real chunks for the PCA and the inverse model.")
     ] = 12_000,
     clips: Annotated[int, typer.Option(min=1, help="Clips for open-loop prediction.")] = 320,
+    moments: Annotated[
+        int, typer.Option(min=1, help="Real moments from which every action is held.")
+    ] = 300,
     histories: Annotated[
         int, typer.Option(min=1, help="Real histories from which hazard by depth dreams on.")
     ] = 1024,
@@ -60,6 +63,9 @@ def evaluate(
     ] = False,
     skip_lengths: Annotated[
         bool, typer.Option(help="Do not compare dreamed and real episode lengths.")
+    ] = False,
+    skip_branches: Annotated[
+        bool, typer.Option(help="Do not play real moments again under other actions.")
     ] = False,
     videos: Annotated[
         bool, typer.Option("--videos", help="Film 20 dreamed seconds under each policy.")
@@ -91,8 +97,8 @@ def evaluate(
     """Measure a world against the real game; write a report, pictures and the card's numbers.
 
     Picture quality, open-loop prediction, termination and its calibration, hazard by depth, effect
-    of the prompt, episode lengths and the blind sweep's period, each with its n. Whole episodes are
-    dreamed at temperature 1, whatever the other dreams do.
+    of the prompt, what another action would have done, episode lengths and the blind sweep's
+    period, each with its n. Whole episodes are dreamed at temperature 1, whatever the others are.
     """
     from magi_world.evaluation.card import card_entries, update_card
     from magi_world.evaluation.dreaming import DreamSettings
@@ -117,6 +123,7 @@ def evaluate(
         drawn_clips=clips,
         group=group,
         histories=histories,
+        moments=moments,
         sweep_episodes=real_episodes,
     )
     played = _episodes(loaded, data, episodes, game)
@@ -138,6 +145,7 @@ def evaluate(
                 lengths=not skip_lengths,
                 sweeps=not skip_sweeps,
                 films=videos,
+                branches=not skip_branches,
                 episodes=length_episodes,
                 batch=batch,
                 steps=steps,

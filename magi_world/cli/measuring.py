@@ -1,6 +1,6 @@
 """What the verb `evaluate` hands to the report, and how it prints what came back."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -9,8 +9,10 @@ import typer
 from magi_world.cli.output import emit_pairs, emit_table
 
 if TYPE_CHECKING:
+    from magi_world.evaluation.branches import Branch
     from magi_world.evaluation.report import Game as ReportGame
     from magi_world.evaluation.report import Player
+    from magi_world.training.collect import Game
     from magi_world.world import World
 
 LENGTH_SEED = 600_000
@@ -44,6 +46,7 @@ def report_game(
     lengths: bool,
     sweeps: bool,
     films: bool,
+    branches: bool,
     episodes: int,
     batch: int,
     steps: int | None,
@@ -65,10 +68,10 @@ def report_game(
 
     shipped = world.name in GAMES
     sweeps = sweeps and shipped
-    if not (lengths or sweeps or films):
+    if not (lengths or sweeps or films or branches):
         return ReportGame()
     # films need no real game
-    make_game: Any = real_game(world, game) if lengths or sweeps else None
+    make_game: Any = real_game(world, game) if lengths or sweeps or branches else None
     dreamt = world if steps is None else with_sampling(world, num_steps=steps)
 
     always: dict[str, Any] = {name: agents.load(name, world=world) for name in ALWAYS}
@@ -91,8 +94,35 @@ def report_game(
         return play_real(make_game, world, Sweep(period), episodes=episodes, first_seed=first_seed)
 
     return ReportGame(
-        players=players, lengths=lengths, films=films, play_sweep=play_sweep if sweeps else None
+        players=players,
+        lengths=lengths,
+        films=films,
+        play_sweep=play_sweep if sweeps else None,
+        branch=branch_player(make_game) if branches else None,
     )
+
+
+def branch_player(make_game: "Callable[[], Game]") -> "Branch":
+    """Plays branches of real episodes; the game starts with the first one and then stays."""
+    from magi_world.evaluation.branches import Outcome
+
+    games: list[Game] = []
+
+    def play(seed: int, before: Sequence[int], action: int, chunks: int) -> Outcome:
+        game = games[0] if games else make_game()
+        games[:] = [game]
+        chunk = game.reset(seed)
+        for earlier in before:
+            chunk = game.step(earlier)
+        health, reward = chunk.health, 0.0
+        for _ in range(chunks):
+            chunk = game.step(action)
+            reward += chunk.reward
+            if chunk.terminated or chunk.truncated:
+                break
+        return Outcome(reward, (health - chunk.health) / 100)
+
+    return play
 
 
 def print_report(report: Mapping[str, Any]) -> None:
@@ -107,6 +137,14 @@ def print_report(report: Mapping[str, Any]) -> None:
             "depth", "n", "ends", "ends_predicted", "ends_ratio", "ends_low", "ends_high",
             "hits", "damage", "damage_predicted", "damage_ratio", "damage_low", "damage_high",
         ))  # fmt: skip
+        if "branches" in report:
+            title = (
+                f"held actions over {report['branches']['chunks']} chunks: what the dream's choice "
+                "really gives"
+            )
+            _print_table(title, branch_rows(report), (
+                "of", "n", "deciding", "random", "chosen", "best", "captured", "low", "high",
+            ))  # fmt: skip
         title = "percent of pixels that move, and that move and are bright; ratios dream / real"
         _print_table(title, pixel_rows(report), (
             "depth", "n", "real", "vae", "dream", "ratio", "low", "high", "bright_real",
@@ -167,6 +205,17 @@ def hazard_rows(report: Mapping[str, Any]) -> list[dict[str, Any]]:
                     f"{name}_low": low, f"{name}_high": high,
                 }  # fmt: skip
         rows.append(flat)
+    return rows
+
+
+def branch_rows(report: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What the dream's choice of an action earns, for reward and damage, one flat row each."""
+    rows = []
+    for name in ("reward", "damage"):
+        row = report["branches"][name]
+        if row is not None:
+            low, high = row["captured_interval"]
+            rows.append({"of": name, **row, "low": low, "high": high})
     return rows
 
 

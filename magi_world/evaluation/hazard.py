@@ -98,7 +98,7 @@ def dream_on(
         kept = rows.stop - rows.start
         seeds = [settings.seed + rows.start + slot for slot in range(width)]
         rollout = new_rollout(world, settings, seeds)
-        _give(world, rollout, episodes, taken, [known[index][0] for index, _ in taken])
+        give_history(world, rollout, episodes, taken, [known[index][0] for index, _ in taken])
         for step in range(depth):
             here = [(index, chunk + step) for index, chunk in taken]
             # an episode that is over rides along under its last action, unread
@@ -130,14 +130,17 @@ def dream_on(
     return Depths(episode=owner, moving=moving, **columns)
 
 
-def _give(
+def give_history(
     world: World,
     rollout: Rollout,
     episodes: Sequence[Episode],
     taken: Sequence[tuple[int, int]],
     actions: Sequence[Integers],
 ) -> None:
-    """Reset every slot to the last real chunks before its place, as many as the cache holds."""
+    """Reset every slot to the last real chunks before its place, as many as the cache holds.
+
+    `taken` are places (episode, chunk), one a slot, `actions` what :func:`played` says of each.
+    """
     prompts = prompts_of(world)
     holds = max(1, world.config.sampling.kv_range - 1)
     for slot, (index, chunk) in enumerate(taken):

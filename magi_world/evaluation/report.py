@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from magi_world.evaluation.branches import Branch, branch_out, measure_branches
 from magi_world.evaluation.card import finite
 from magi_world.evaluation.clips import Clips, Episode, cut_clips
 from magi_world.evaluation.dreaming import DreamSettings, dream, prompts_of
@@ -68,6 +69,8 @@ class Game:
     """whether the players are filmed in the dream"""
     play_sweep: Play | None = None
     """plays the blind sweep, so that its period is chosen"""
+    branch: Branch | None = None
+    """plays an episode again up to a moment and goes on otherwise"""
 
 
 def evaluate_world(
@@ -131,6 +134,11 @@ def evaluate_world(
     )
     del dreamed
     write_report(out, report)  # whole episodes take long: what is measured outlives what may break
+    if game.branch is not None:
+        places = draw_histories(held_out, sizes.moments, settings.seed + 1)
+        branches = branch_out(world, held_out, places, game.branch, settings, say=say)
+        report["branches"] = measure_branches(branches)
+        write_report(out, report)
     _play_games(report, world, game, out, settings, sizes, say)
     report |= measure_tables(world, held_out, tables, settings, sizes, say)
     return write_report(out, report)

@@ -28,6 +28,8 @@ class Sizes:
     """most chunks of one group that the inverse model judges, spread over the actions"""
     histories: int = 1024
     """real histories from which hazard by depth dreams on"""
+    moments: int = 300
+    """real moments from which every action is held, in the game and in the dream"""
     inverse_epochs: int = 15
     strips: int = 6
     sweep_episodes: int = 100
