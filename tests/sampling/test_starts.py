@@ -23,6 +23,15 @@ def test_prepared_clips_begin_as_replayed_ones(tiny_world: World) -> None:
         assert first[0].reward.eq(0).all()
 
 
+def test_prepared_clips_keep_no_autograd_graph(tiny_world: World) -> None:
+    """With one they held all activations of their replay, 15 MB a clip of a shipped world."""
+    rollout = tiny_world.rollout()
+    rollout.prepare_clips()
+    for start in rollout._starts_of_clips.values():
+        assert start.cache.keys_LRKD.grad_fn is None
+        assert not start.chunk.termination_probability.requires_grad
+
+
 def test_only_clips_of_one_length_go_side_by_side(tiny_world: World) -> None:
     rollout = tiny_world.rollout()
     with pytest.raises(ValueError, match="one length"):
