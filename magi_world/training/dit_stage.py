@@ -98,8 +98,8 @@ class _Batch:
     """S and L"""
     condition: dict[str, Any]
     """captions, choice, drops and KV range, see :func:`teacher_forced_inputs`"""
-    learnt_G: Tensor
-    """1 or 0: chunks to learn from"""
+    weight_G: Tensor
+    """how much each chunk is learnt from, 0 for those that cannot be"""
 
 
 class DiTStage:
@@ -125,8 +125,8 @@ class DiTStage:
         batch = self._batch(self.sequences, self.settings.batch_size, generator)
         objective = self._energy if self.settings.objective == "energy" else self._flow
         error_G = objective(batch, generator)
-        loss = (error_G * batch.learnt_G).sum() / batch.learnt_G.sum()
-        error_SL = (error_G.detach() * batch.learnt_G).unflatten(0, batch.shape)
+        loss = (error_G * batch.weight_G).sum() / batch.weight_G.sum()
+        error_SL = (error_G.detach() * (batch.weight_G > 0)).unflatten(0, batch.shape)
         return loss, {"first_chunk": error_SL[:, 0].mean(), "last_chunk": error_SL[:, -1].mean()}
 
     def _batch(self, sequences: Sequences, count: int, generator: torch.Generator) -> "_Batch":
@@ -148,7 +148,7 @@ class DiTStage:
             t_history_G=t_history,
             shape=shape,
             condition=condition,
-            learnt_G=(~sequences.terminal[rows]).float(),
+            weight_G=self._turns(sequences.action[rows_SL]) * ~sequences.terminal[rows],
         )
 
     def _flow(self, batch: "_Batch", generator: torch.Generator) -> Tensor:
@@ -189,6 +189,17 @@ class DiTStage:
         weight_SLHW: Tensor = weight.unflatten(0, shape).roll(1, dims=1)
         weight_SLHW[:, 0] = weight.mean()
         return weight_SLHW.flatten(0, 1) / weight.mean()
+
+    def _turns(self, action_SL: Tensor) -> Tensor:
+        """Weights of chunks by whether their action is new, `[G]`.
+
+        What came before the first chunk of a sequence is not asked.
+        """
+        new_SL = torch.zeros_like(action_SL, dtype=torch.bool)
+        new_SL[:, 1:] = action_SL[:, 1:] != action_SL[:, :-1]
+        soon_SL = new_SL | new_SL.roll(1, dims=1)
+        soon_SL[:, 0] = new_SL[:, 0]
+        return (1 + self.settings.turn_weight * soon_SL).flatten()
 
     def _noise(self, x_GCPHW: Tensor, generator: torch.Generator) -> Tensor:
         """Fresh noise for every copy of the chunks, `[R * G, C, P, h, w]`."""

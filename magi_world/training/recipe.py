@@ -38,6 +38,9 @@ class DiTSettings(StageSettings):
     instead of giving the mean of what may come"""
     unusual_weight: float = 0.0
     """extra weight, in the energy score, of places that looked unusual in the chunk before"""
+    turn_weight: float = 0.0
+    """extra weight of chunks in which the action is a new one, and of those right behind them: what
+    an agent must learn is what its actions change, and most of them go on as before"""
     own_history: float = 0.0
     """share of the batches whose history is in part the model's own"""
     own_depth: int = 1

@@ -84,6 +84,16 @@ def test_unusual_places_of_the_chunk_before_weigh_more(trained: Path, recipe: Re
     assert torch.allclose(weight[:, 1:], usual.expand_as(weight[:, 1:]))
 
 
+def test_chunks_under_a_new_action_and_behind_it_weigh_more(trained: Path, recipe: Recipe) -> None:
+    world, store = load(trained / "world"), open_store(trained / "store")
+    stage = DiTStage(world, store, replace(recipe.dit, turn_weight=2.0))
+    actions = torch.tensor([[0, 0, 1, 1, 1, 2], [1, 0, 0, 0, 0, 0], [2, 2, 2, 2, 2, 2]])
+    weights = stage._turns(actions).unflatten(0, (3, 6))
+    assert weights.tolist() == [[1, 1, 3, 3, 1, 3], [1, 3, 3, 1, 1, 1], [1] * 6]
+    plain = DiTStage(world, store, recipe.dit)._turns(actions)
+    assert plain.eq(1).all()
+
+
 def test_the_energy_objective_trains_the_worlds_own_sampler(
     trained: Path, recipe: Recipe, data: Path, tmp_path: Path
 ) -> None:
