@@ -6,11 +6,13 @@ before each action it forks that rollout into futures, all in one batch. `plan` 
 any rollout. The futures draw noise of their own: a planner that used the generators of the rollout
 it acts in would foresee chance.
 
-Two searches over prompts are known, both old: random shooting draws sequences and takes the best;
-the cross-entropy method (Rubinstein, 1999) draws some, refits the probabilities of the actions at
-every place to the best of them, and draws again. Both begin with the last plan, moved on by one.
+Three searches over prompts are known, all old: holding asks of every prompt what comes if it is
+held; random shooting draws sequences and takes the best; the cross-entropy method (Rubinstein,
+1999) draws some, refits the probabilities of the actions at every place to the best of them, and
+draws again. The drawn ones begin with the last plan, moved on by one. Where chance weighs more than
+the fine order of actions, few sequences dreamed several times tell more than many dreamed once.
 
-Shape letters: N rows, K futures of a row, T chunks ahead, A actions.
+Shape letters: N rows, K sequences of a row, D dreams of each, T chunks ahead, A actions.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -34,7 +36,7 @@ Value = Callable[[Tensor], Tensor]
 """Latents of imagined chunks `[n, T, 16, P, h, w]`, oldest first, to what going on from the last of
 them is worth, `[n]`, in the units of the planner's reward."""
 
-METHODS = ("cem", "shooting")
+METHODS = ("cem", "shooting", "hold")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,9 +48,11 @@ class PlannerSettings:
     """
 
     method: str = "cem"
-    """"cem" or "shooting" """
+    """"cem", "shooting" or "hold" """
     futures: int = 16
-    """K, imagined at once for every row, and in every round again"""
+    """K, imagined at once for every row, and in every round again; to hold, it is one a prompt"""
+    dreams: int = 1
+    """D, times that each of them is imagined, with other noise; the mean counts"""
     horizon: int = 4
     """chunks ahead, T"""
     rounds: int = 3
@@ -71,7 +75,7 @@ class PlannerSettings:
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise AgentError(f"method {self.method!r} is not one of {list(METHODS)}")
-        for name in ("futures", "horizon", "rounds", "elites"):
+        for name in ("futures", "dreams", "horizon", "rounds", "elites"):
             number = getattr(self, name)
             if not isinstance(number, int) or isinstance(number, bool) or number < 1:
                 raise AgentError(f"{name} {number!r}: a whole number, 1 or more, is needed")
@@ -190,18 +194,24 @@ class Planner:
             raise AgentError(
                 f"{len(chosen)} slots, but the planner was reset for {len(self._generators)} rows"
             )
-        rounds = self.settings.rounds if self.settings.method == "cem" else 1
+        cem, hold = (self.settings.method == name for name in ("cem", "hold"))
         best, chances = self._plans, None
-        for _ in range(rounds):
-            sequences_NKT = self._draw(best, chances)
+        for _ in range(self.settings.rounds if cem else 1):
+            sequences_NKT = self._held() if hold else self._draw(best, chances)
             returns_NK = self._imagine(rollout, chosen, sequences_NKT)
             order_NK = np.argsort(-returns_NK, axis=1, kind="stable")
             best = np.take_along_axis(sequences_NKT, order_NK[:, :1, None], axis=1)[:, 0]
-            chances = self._refit(sequences_NKT, order_NK[:, : self.settings.elites])
+            if cem:
+                chances = self._refit(sequences_NKT, order_NK[:, : self.settings.elites])
         assert best is not None  # there is at least one round
         # the next plan begins one chunk later, and its new end holds the last action
         self._plans = np.concatenate([best[:, 1:], best[:, -1:]], axis=1)
         return Plan(best[:, 0].copy(), best, returns_NK.max(axis=1))
+
+    def _held(self) -> Actions:
+        """One sequence a prompt, `[N, A, T]`: nothing but that prompt."""
+        held = np.arange(len(self.prompts))[None, :, None]
+        return np.tile(held, (len(self._generators), 1, self.settings.horizon))
 
     def _draw(self, best_NT: Actions | None, chances_NTA: Floats | None) -> Actions:
         """Sequences `[N, K, T]`: the best one known first, the others drawn."""
@@ -231,23 +241,26 @@ class Planner:
         return np.asarray((1 - smoothing) * shares_NTA + smoothing / count)
 
     def _imagine(self, rollout: "Rollout", slots: list[int], sequences_NKT: Actions) -> Floats:
-        """Expected return `[N, K]` of sequences, all in one batch of N * K slots.
+        """Expected return `[N, K]` of sequences, all in one batch of N * K * D slots.
 
         Endings are not drawn: a chunk counts with the probability that it is still reached. All
-        futures of a row share the noise of a round, so that they differ by what is done in them and
-        not by luck; each round draws another.
+        sequences of a row share the noise of a round, so that they differ by what is done in them
+        and not by luck; each round and each of the D dreams has another.
         """
         s, (n, k, horizon) = self.settings, sequences_NKT.shape
-        seeds = [int(generator.integers(2**63)) for generator in self._generators]
+        seeds_ND = np.array(
+            [[int(g.integers(2**63)) for _ in range(s.dreams)] for g in self._generators]
+        )
         fork = rollout.fork(
-            np.repeat(slots, k).tolist(), np.repeat(seeds, k).tolist(),
+            np.repeat(slots, k * s.dreams).tolist(),
+            np.repeat(seeds_ND, k, axis=0).ravel().tolist(),
             steps=s.steps, temperature=s.temperature,
         )  # fmt: skip
-        alive = torch.ones(n * k, device=rollout.device)
-        total = torch.zeros(n * k, device=rollout.device)
+        alive = torch.ones(n * k * s.dreams, device=rollout.device)
+        total = torch.zeros_like(alive)
         seen = []
         for t in range(horizon):
-            actions = sequences_NKT[:, :, t].ravel()
+            actions = sequences_NKT[:, :, t].repeat(s.dreams)
             chunk = fork.step([self.prompts[action] for action in actions])
             reward = chunk.reward
             for name, weight in s.signal_weights.items():
@@ -258,4 +271,5 @@ class Planner:
                 seen.append(chunk.latents)
         if self.value is not None:
             total += s.gamma**horizon * alive * self.value(torch.stack(seen, dim=1))
-        return total.double().cpu().numpy().reshape(n, k)
+        each: Floats = total.double().cpu().numpy().reshape(n, k, s.dreams)
+        return np.asarray(each.mean(axis=2))

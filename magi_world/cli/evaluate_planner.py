@@ -24,6 +24,7 @@ class Method(StrEnum):
 
     CEM = "cem"
     SHOOTING = "shooting"
+    HOLD = "hold"
 
 
 class Timed:
@@ -62,6 +63,9 @@ def evaluate_planner(
     ] = "doom-take-cover",
     method: Annotated[Method, typer.Option(help="How prompts are searched.")] = Method.CEM,
     futures: Annotated[int, typer.Option(min=1, help="Futures imagined at once, K.")] = 16,
+    dreams: Annotated[
+        int, typer.Option(min=1, help="Times that each future is imagined; the mean counts.")
+    ] = 1,
     horizon: Annotated[int, typer.Option(min=1, help="Chunks that each looks ahead.")] = 4,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds of the cross-entropy method.")] = 3,
     elites: Annotated[int, typer.Option(min=1, help="Best futures that a round is fit to.")] = 4,
@@ -100,7 +104,7 @@ def evaluate_planner(
     where = ["dream", "real"] if real == dream else ["real"] if real else ["dream"]
     loaded = load(world, device=device, dtype=dtype)
     search = Planner(
-        loaded, method=method.value, futures=futures, horizon=horizon, rounds=rounds,
+        loaded, method=method.value, futures=futures, dreams=dreams, horizon=horizon, rounds=rounds,
         elites=min(elites, futures), signal_weights=weights, steps=steps,
     )  # fmt: skip
     rows = []
@@ -116,7 +120,9 @@ def evaluate_planner(
         best = max((row for row in played if row["agent"] != NAME), key=lambda row: row["mean"])
         low, high = difference_interval(planned["returns"], best["returns"])
         planned |= {
-            "n": episodes, "method": method.value, "futures": futures, "plan_horizon": horizon,
+            "n": episodes, "method": method.value,
+            "futures": len(search.prompts) if method == Method.HOLD else futures,
+            "dreams": dreams, "plan_horizon": horizon,
             "rounds": rounds if method == Method.CEM else 1,
             "denoising_steps": loaded.config.sampling.num_steps if steps is None else steps,
             "signal_weights": weights, "seconds_per_action": timed.seconds / timed.answers,
@@ -131,8 +137,9 @@ def evaluate_planner(
     emit_table(
         [row for row in rows if row["agent"] == NAME],
         (
-            "where", "n", "method", "futures", "plan_horizon", "rounds", "denoising_steps",
-            "seconds_per_action", "best_other", "above_best", "above_best_low", "above_best_high",
+            "where", "n", "method", "futures", "dreams", "plan_horizon", "rounds",
+            "denoising_steps", "seconds_per_action", "best_other", "above_best", "above_best_low",
+            "above_best_high",
         ),
     )  # fmt: skip
 

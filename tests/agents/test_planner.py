@@ -169,6 +169,40 @@ def small(world: World, **keywords: Any) -> Planner:
     return Planner(world, **({"futures": 4, "horizon": 2, "rounds": 2, "elites": 2} | keywords))
 
 
+def test_holding_asks_each_prompt_and_dreams_are_averaged() -> None:
+    search = planner(method="hold", horizon=2, dreams=3, signal_weights={"damage": -1.0})
+    world = lock([2])
+    plan = search.plan(world)
+    # one row, three prompts, each dreamed three times: standing still costs damage, right pays
+    assert world.forks[0].entered == [[0, 0, 0, 1, 1, 1, 2, 2, 2]] * 2
+    seeds = world.forks[0].asked["seeds"]
+    assert seeds[:3] == seeds[3:6] == seeds[6:] and len(set(seeds)) == 3
+    assert plan.actions.tolist() == [2] and plan.returns.tolist() == [1.0]
+
+    class Chancy(Lock):
+        """Pays what the noise says, the same to everybody, and nothing to the first prompt."""
+
+        def fork(self, slots: Sequence[int], seeds: Sequence[int], **asked: Any) -> Lock:
+            fork = super().fork(slots, seeds, **asked)
+            luck = torch.tensor([float(seed % 7) for seed in seeds])
+
+            def step(prompts: Sequence[str]) -> SimpleNamespace:
+                chunk = Lock.step(fork, prompts)
+                moved = torch.tensor([prompt != PROMPTS[0] for prompt in prompts])
+                chunk.reward = luck * moved
+                return chunk
+
+            fork.step = step  # type: ignore[method-assign]
+            return fork
+
+    chancy: Any = Chancy([0], 2)
+    search = planner(method="hold", horizon=1, dreams=2)
+    search.reset(2, seed=5)
+    plan = search.plan(chancy)
+    drawn = np.array(chancy.forks[0].asked["seeds"]).reshape(2, 3, 2) % 7
+    assert plan.returns.tolist() == drawn[:, 1].mean(axis=1).tolist()
+
+
 def test_chance_is_not_foreseen_and_the_rollout_is_not_touched(tiny_world: World) -> None:
     rollout = tiny_world.rollout(2, seeds=[4, 5])
     rollout.reset()
