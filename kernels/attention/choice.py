@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 
 from magi_world.kernels.attention import flash2, flash4, flex, triton_ops
-from magi_world.kernels.attention.call import Call, Refusal, capability, current
+from magi_world.kernels.attention.call import Call, Refusal, current
 from magi_world.kernels.attention.device_slices import DeviceSlices
 from magi_world.kernels.attention.errors import BackendError, BackendMissing
 from magi_world.kernels.attention.slices import AttnSlices
+from magi_world.kernels.device import capability
 
 Backend = Literal["auto", "reference", "cpu", "sdpa", "flex", "triton", "flash4", "flash2"]
 BACKENDS: tuple[str, ...] = get_args(Backend)[1:]

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from magi_world.kernels.attention.autograd import add_sink
-from magi_world.kernels.attention.call import Call, Refusal, capability, import_refusal
+from magi_world.kernels.attention.call import Call, Refusal, import_refusal
 from magi_world.kernels.attention.slices import AttnSlices
+from magi_world.kernels.device import capability
 from magi_world.kernels.attention.tiles import TileList, padded, tile_lists
 
 MAX_WIDTH = 128

@@ -6,7 +6,6 @@ bfloat16 arithmetic is wrong.
 """
 
 import math
-import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,9 +13,10 @@ import torch
 from torch import Tensor
 
 from magi_world.kernels.attention.autograd import Kernel, Settings, row_delta, run
-from magi_world.kernels.attention.call import Call, Refusal, capability, import_refusal
+from magi_world.kernels.attention.call import Call, Refusal, import_refusal
 from magi_world.kernels.attention.device_slices import DeviceSlices, TileTensors, tile_plan
 from magi_world.kernels.attention.slices import AttnSlices
+from magi_world.kernels.device import capability, interpreted
 
 MAX_WIDTH = 256
 """largest head width"""
@@ -56,11 +56,6 @@ def tile_config(kernel: str, width: int, dtype: torch.dtype, capability: int) ->
     if width <= 64:
         return TileConfig(64 if big or kernel == "dq" else 32, 64, 4, 2)
     return TileConfig(64, 64, 8, 2) if width <= 128 and big else TileConfig(32, 32, 4, 1)
-
-
-def interpreted() -> bool:
-    """Whether kernels run in triton's interpreter."""
-    return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 @dataclass(frozen=True)
