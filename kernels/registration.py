@@ -20,16 +20,19 @@ def register(
     *,
     setup_context: Callable[[Any, tuple[Any, ...], Any], None] | None = None,
     backward: Callable[..., Any] | None = None,
+    mutates: bool = False,
 ) -> Any:
     """Register an operation as ``torch.ops.magi_world.NAME``.
 
     Args:
         schema: ``NAME(arguments) -> results`` in torch's notation; an argument that is written to
-            is marked there, and such an operation has no backward.
+            is marked there.
         forward: computes it on real tensors of any device, without gradients.
         fake: the shapes and dtypes of the results, from tensors without data.
         setup_context: keeps what the backward needs, as of an ``autograd.Function``.
         backward: gradients of all arguments.
+        mutates: it writes to arguments, so it refuses those that need a gradient: torch alone
+            would give wrong gradients with a warning.
 
     Returns:
         The operation; call it as a function.
@@ -42,4 +45,17 @@ def register(
         torch.library.register_autograd(
             f"{NAMESPACE}::{name}", backward, setup_context=setup_context, lib=LIBRARY
         )
-    return getattr(getattr(torch.ops, NAMESPACE), name).default
+    operation = getattr(getattr(torch.ops, NAMESPACE), name).default
+
+    def without_gradients(*arguments: Any) -> Any:
+        if torch.is_grad_enabled() and any(
+            isinstance(x, torch.Tensor) and x.requires_grad for x in arguments
+        ):
+            raise RuntimeError(f"{name} writes to its arguments and has no gradient: call it under "
+                               "torch.no_grad() or torch.inference_mode()")  # fmt: skip
+        with torch._C._AutoDispatchBelowAutograd():
+            return operation(*arguments)
+
+    if mutates:
+        LIBRARY.impl(name, without_gradients, "Autograd")
+    return operation

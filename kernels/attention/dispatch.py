@@ -3,17 +3,12 @@
 import torch
 from torch import Tensor
 
-from magi_world.kernels.attention.call import current
-from magi_world.kernels.attention.choice import BACKENDS, Backend, choose, describe
-from magi_world.kernels.attention.cpu import attention_cpu
+from magi_world.kernels.attention import default
+from magi_world.kernels.attention.backends import chosen_backend, run_backend
+from magi_world.kernels.attention.choice import BACKENDS, Backend
 from magi_world.kernels.attention.device_slices import DeviceSlices
-from magi_world.kernels.attention.flash2 import attention_flash2
-from magi_world.kernels.attention.flash4 import attention_flash4
-from magi_world.kernels.attention.flex import attention_flex
-from magi_world.kernels.attention.reference import attention_reference
-from magi_world.kernels.attention.sdpa import attention_sdpa
+from magi_world.kernels.attention.registered import OWN_BACKWARD, attention_registered
 from magi_world.kernels.attention.slices import AttnSlices
-from magi_world.kernels.attention.triton_ops import attention_triton
 
 
 def attention(
@@ -44,6 +39,7 @@ def attention(
             :func:`magi_world.kernels.attention.explain`. ``reference`` and, on a CPU, ``cpu`` take
             everything, ``sdpa`` all but a softcap; ``flex`` is torch's FlexAttention, ``triton``
             our own kernels, ``flash4`` and ``flash2`` the packages flash-attn-4 and flash-attn.
+            :func:`magi_world.kernels.attention.default_backend` says what ``auto`` means.
 
     Under ``torch.autocast`` on a CPU, q, k and v may differ in dtype; all is done in float32.
 
@@ -57,7 +53,9 @@ def attention(
         BackendError: the chosen backend does not take the call; a ValueError too.
         BackendMissing: its package is absent or does not import.
     """
-    if backend != "auto" and backend not in BACKENDS:
+    if backend == "auto":
+        backend = default.current
+    elif backend not in BACKENDS:
         raise ValueError(f"backend {backend!r} is not one of {('auto', *BACKENDS)}")
     if q.ndim != 3 or k.ndim != 3 or k.shape != v.shape or q.shape[2] != k.shape[2]:
         raise ValueError(
@@ -88,24 +86,20 @@ def attention(
             f"sink {tuple(sink.shape)}: expected [S, H] or [H] with {q.shape[1]} query heads"
         )
     scale = q.shape[2] ** -0.5 if scale is None else scale
-    if q.device.type == "cpu" and backend == "auto":  # the quickest way for many small calls
-        chosen = "cpu" if softcap else "sdpa"
-    else:
-        needs_grad = torch.is_grad_enabled() and (
-            q.requires_grad or k.requires_grad or v.requires_grad
-            or (sink is not None and sink.requires_grad)
-        )  # fmt: skip
-        chosen = choose(backend, describe(q, sink, softcap, needs_grad=needs_grad), slices)
-    if chosen == "triton":
-        return attention_triton(q, k, v, slices, scale=scale, softcap=softcap, sink=sink)
-    mask = current(slices)
-    if chosen == "sdpa":
-        return attention_sdpa(q, k, v, mask, scale=scale, sink=sink)
-    if chosen == "flash4":
-        return attention_flash4(q, k, v, mask, scale=scale, sink=sink, deterministic=deterministic)
-    if chosen == "flash2":
-        return attention_flash2(
-            q, k, v, mask, scale=scale, softcap=softcap, deterministic=deterministic
-        )
-    whole = {"cpu": attention_cpu, "flex": attention_flex, "reference": attention_reference}
-    return whole[chosen](q, k, v, mask, scale=scale, softcap=softcap, sink=sink)
+    whole = {"scale": scale, "sink": sink, "softcap": softcap, "deterministic": deterministic}
+    if torch.compiler.is_compiling():  # the choice is made when the operation runs
+        return attention_registered(q, k, v, slices, **whole, backend=backend)
+    needs_grad = torch.is_grad_enabled() and (
+        q.requires_grad or k.requires_grad or v.requires_grad
+        or (sink is not None and sink.requires_grad)
+    )  # fmt: skip
+    name = chosen_backend(q, slices, sink, softcap, backend, needs_grad=needs_grad)
+    if needs_grad and name in OWN_BACKWARD and not (name == "sdpa" and q.device.type != "cpu"):
+        if name == "sdpa" and q.dtype in (torch.float16, torch.bfloat16):
+            # once, in front of everything: what the backward keeps is not rounded then
+            out, lse = attention_registered(
+                q.float(), k.float(), v.float(), slices, **whole, backend=name
+            )
+            return out.to(q.dtype), lse
+        return attention_registered(q, k, v, slices, **whole, backend=name)
+    return run_backend(name, q, k, v, slices, **whole)

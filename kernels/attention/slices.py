@@ -29,6 +29,7 @@ from magi_world.kernels.attention.geometry import (
     slices_from_intervals,
     transpose_slice,
 )
+from magi_world.kernels.attention.handles import new_handle
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +49,20 @@ class AttnSlices:
     key_block: int | None = None
     plans: dict[Any, Any] = field(default_factory=dict, repr=False)
     """what backends derived from the mask, kept because masks are reused call after call"""
+    handle: int = field(init=False, repr=False)
+    """the number by which the registered operation knows the mask in this process"""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "handle", new_handle(self))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"rows": self.rows, "key_block": self.key_block}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        made = {**state, "plans": {"segments": _segments(list(state["rows"]))}}
+        for name, value in made.items():
+            object.__setattr__(self, name, value)
+        self.__post_init__()
 
     @classmethod
     def from_list(

@@ -156,6 +156,21 @@ def _backward(
 _KERNEL = Kernel(_forward, _backward)
 
 
+def prepared(
+    q_THD: Tensor,
+    k_TGD: Tensor,
+    v_TGD: Tensor,
+    slices: AttnSlices | DeviceSlices,
+    scale: float,
+    softcap: float,
+    config: TileConfig | None = None,
+) -> tuple[Kernel, Settings, tuple[Tensor, Tensor, Tensor]]:
+    """The kernel, what it is told, and q, k and v as it reads them."""
+    q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q_THD, k_TGD, v_TGD))
+    launch = _Launch(slices, (q.shape[0], k.shape[0]), capability(q.device), config)
+    return _KERNEL, Settings(scale, softcap, launch), (q, k, v)
+
+
 def attention_triton(
     q_THD: Tensor,
     k_TGD: Tensor,
@@ -171,9 +186,8 @@ def attention_triton(
 
     ``config`` replaces the tile sizes of all kernels.
     """
-    q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q_THD, k_TGD, v_TGD))
-    launch = _Launch(slices, (q.shape[0], k.shape[0]), capability(q.device), config)
-    return run(_KERNEL, q, k, v, sink, Settings(scale, softcap, launch))
+    kernel, settings, read = prepared(q_THD, k_TGD, v_TGD, slices, scale, softcap, config)
+    return run(kernel, *read, sink, settings)
 
 
 def refuses(call: Call, slices: AttnSlices) -> Refusal | None:

@@ -1,6 +1,6 @@
 """Norm, rotary embedding and the write into the KV cache: changes the cache, so inference only.
 
-Autograd refuses operations that change their arguments; training uses
+It refuses arguments that need a gradient; training uses
 :func:`magi_world.kernels.rope.norm_rotary`.
 """
 
@@ -70,7 +70,7 @@ def norm_rotary_write(
 
     Raises:
         ValueError: an unknown backend, or ``triton`` where it cannot run.
-        RuntimeError: an argument needs a gradient; raised by torch.
+        RuntimeError: an argument needs a gradient.
     """
     result: Tensor = OP(
         q_THD, k_TKD, v_TKD, *norms[0], *norms[1], *rotary, cache.rows, eps, cache.keys,
@@ -105,4 +105,5 @@ OP = register(
     "Tensor(a!) keys, Tensor(b!) values, str backend) -> Tensor",
     _forward,
     _fake,
+    mutates=True,
 )

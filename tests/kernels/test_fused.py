@@ -24,6 +24,8 @@ ON_GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if ON_GPU else "cpu")
 # triton's interpreter counts on numpy to give inf and nan quietly
 quiet = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.runtime.interpreter")
+# torch's compiler uses parts of torch that torch calls deprecated
+compiles = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 EPS = 1e-6
 
 
@@ -141,8 +143,10 @@ def test_the_cache_is_written_where_told(backend: str, dtype: torch.dtype) -> No
 def test_writing_refuses_gradients() -> None:
     call = cache_call()
     call["q"].requires_grad_()
-    with torch.enable_grad(), pytest.raises(RuntimeError, match="autograd|gradient|grad"):
-        write(call, "reference").sum().backward()
+    with pytest.raises(RuntimeError, match="norm_rotary_write writes to its arguments"):
+        write(call, "reference")
+    with torch.no_grad():
+        write(call, "reference")
 
 
 @quiet
@@ -183,7 +187,7 @@ def registered() -> dict[str, tuple[Any, tuple[Any, ...]]]:
     }
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@compiles
 @pytest.mark.parametrize("name", registered())
 def test_registration(name: str) -> None:
     op, arguments = registered()[name]
@@ -194,6 +198,7 @@ def test_registration(name: str) -> None:
     )
 
 
+@compiles
 def test_one_graph_holds_them_all() -> None:
     """torch.compile takes the public functions and the registered operations without a break."""
     call = cache_call(T=12)
@@ -222,6 +227,7 @@ def test_one_graph_holds_them_all() -> None:
         torch.testing.assert_close(cache.keys, kept, rtol=1e-5, atol=1e-5)
 
 
+@compiles
 def test_compiled_gradients() -> None:
     def loss(*x: Tensor) -> Tensor:
         out: Tensor = torch.ops.magi_world.norm_rotary(*x, EPS, "reference")

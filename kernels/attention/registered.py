@@ -1,0 +1,185 @@
+"""Attention as an operation of torch: what torch.compile, graphs and autograd see of it.
+
+A mask is told by its number, which is data: one compiled function serves every mask, and a
+:class:`~magi_world.kernels.attention.DeviceSlices` that is refilled keeps its number. Registered by
+hand, because what ``torch.library`` writes around an ``autograd.Function`` costs as much again.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from magi_world.kernels.attention import cpu, sdpa, triton_ops
+from magi_world.kernels.attention.autograd import Kernel, Settings, sink_gradient
+from magi_world.kernels.attention.backends import chosen_backend, run_backend
+from magi_world.kernels.attention.device_slices import DeviceSlices
+from magi_world.kernels.attention.handles import mask_of
+from magi_world.kernels.attention.slices import AttnSlices
+from magi_world.kernels.registration import LIBRARY, register
+
+OWN_BACKWARD = ("cpu", "sdpa", "triton")
+"""backends whose backward is called by itself; the others are run again and differentiated"""
+
+
+def _forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    sink_H: Tensor | None,
+    mask: int,
+    scale: float,
+    softcap: float,
+    deterministic: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    slices = mask_of(mask)
+    with torch.no_grad():
+        name = chosen_backend(q, slices, sink_H, softcap, backend, needs_grad=False)
+        out, lse = run_backend(
+            name, q, k, v, slices, scale=scale, sink=sink_H, softcap=softcap,
+            deterministic=deterministic,
+        )  # fmt: skip
+    return out.contiguous(), lse.contiguous()
+
+
+def _fake(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    wide = torch.promote_types(q.dtype, torch.float32)
+    out = q.new_empty((q.shape[0], q.shape[1], v.shape[2]))
+    return out, q.new_empty((q.shape[0], q.shape[1]), dtype=wide)
+
+
+def _backward(
+    d_out: Tensor,
+    d_lse: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    sink_H: Tensor | None,
+    out: Tensor,
+    lse: Tensor,
+    mask: int,
+    scale: float,
+    softcap: float,
+    deterministic: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    slices = mask_of(mask)
+    name = chosen_backend(q, slices, sink_H, softcap, backend, needs_grad=True)
+    if name in OWN_BACKWARD and not (name == "sdpa" and q.device.type != "cpu"):
+        kernel, settings, inputs = _own(name, (q, k, v, out, d_out), slices, scale, softcap)
+        q_, k_, v_, out_, d_out_ = inputs
+        found = kernel.backward(d_out_, d_lse, q_, k_, v_, out_, lse, settings)
+    else:
+        with torch.enable_grad():
+            leaves = [x.detach().requires_grad_() for x in (q, k, v)]
+            again = run_backend(
+                name, *leaves, slices, scale=scale, sink=sink_H, softcap=softcap,
+                deterministic=deterministic,
+            )  # fmt: skip
+            towards = [d_out, torch.zeros_like(lse) if d_lse is None else d_lse]
+            gradients = torch.autograd.grad(again, leaves, towards, allow_unused=True)
+        found = tuple(  # type: ignore[assignment]
+            torch.zeros_like(x) if g is None else g for x, g in zip(leaves, gradients, strict=True)
+        )
+    d_q, d_k, d_v = (g.to(x.dtype).contiguous() for g, x in zip(found, (q, k, v), strict=True))
+    return d_q, d_k, d_v
+
+
+def _own(
+    name: str,
+    tensors: tuple[Tensor, ...],
+    slices: AttnSlices | DeviceSlices,
+    scale: float,
+    softcap: float,
+) -> tuple[Kernel, Settings, tuple[Tensor, ...]]:
+    """The kernel of a backend, what it is told, and the tensors as it reads them."""
+    if name == "triton":
+        kernel, settings, read = triton_ops.prepared(*tensors[:3], slices, scale, softcap)
+    elif name == "cpu":
+        kernel, settings, read = cpu.prepared(*tensors[:3], slices, scale, softcap)
+    else:
+        kernel, settings, read = sdpa.prepared(*tensors[:3], slices, scale)
+    dtype = read[0].dtype
+    return kernel, settings, (*read, *(x.to(dtype) for x in tensors[3:]))
+
+
+def _fake_backward(
+    d_out: Tensor, d_lse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, *rest: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+
+
+_TAIL = "SymInt mask, float scale, float softcap, bool deterministic, str backend"
+BACKWARD = register(
+    "attention_backward(Tensor d_out, Tensor? d_lse, Tensor q, Tensor k, Tensor v, Tensor? sink, "
+    f"Tensor out, Tensor lse, {_TAIL}) -> (Tensor, Tensor, Tensor)",
+    _backward,
+    _fake_backward,
+)
+
+
+class _Attention(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, sink_H: Tensor | None, mask: int, *rest: Any
+    ) -> tuple[Tensor, Tensor]:
+        with torch._C._AutoDispatchBelowAutograd():
+            out, lse = OP(q, k, v, sink_H, mask, *rest)
+        ctx.save_for_backward(q, k, v, sink_H, out, lse)
+        ctx.mask, ctx.rest = mask, rest
+        ctx.held = mask_of(mask)  # alive until the backward has run
+        ctx.set_materialize_grads(False)  # an lse that nobody uses costs nothing
+        return out, lse
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, d_out: Tensor | None, d_lse: Tensor | None) -> tuple[Tensor | None, ...]:
+        nothing = (None,) * (5 + len(ctx.rest))
+        if d_out is None and d_lse is None:
+            return nothing
+        q, k, v, sink_H, out, lse = ctx.saved_tensors
+        d_out = torch.zeros_like(out) if d_out is None else d_out
+        if d_lse is not None:  # the lse of a row that sees nothing is constant
+            d_lse = d_lse.masked_fill(lse == -math.inf, 0.0)
+        gradients = BACKWARD(d_out, d_lse, q, k, v, sink_H, out, lse, ctx.mask, *ctx.rest)
+        d_sink = None
+        if sink_H is not None and ctx.needs_input_grad[3]:
+            d_sink = sink_gradient(sink_H, lse, d_out, d_lse, out)
+        return (*gradients, d_sink, *nothing[4:])
+
+
+def _with_gradients(*arguments: Any) -> tuple[Tensor, Tensor]:
+    result: tuple[Tensor, Tensor] = _Attention.apply(*arguments)  # type: ignore[no-untyped-call]
+    return result
+
+
+OP = register(
+    f"attention(Tensor q, Tensor k, Tensor v, Tensor? sink, {_TAIL}) -> (Tensor, Tensor)",
+    _forward,
+    _fake,
+)
+LIBRARY.impl("attention", _with_gradients, "Autograd")
+
+
+def attention_registered(
+    q_THD: Tensor,
+    k_TGD: Tensor,
+    v_TGD: Tensor,
+    slices: AttnSlices | DeviceSlices,
+    *,
+    scale: float,
+    sink: Tensor | None,
+    softcap: float,
+    deterministic: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    """Call ``torch.ops.magi_world.attention``; arguments as of the public function."""
+    wide = torch.promote_types(q_THD.dtype, torch.float32)
+    if sink is not None:  # several sinks of a head are one with their log-sum-exp
+        sink = sink.to(wide).reshape(-1, q_THD.shape[1]).logsumexp(0)
+    result: tuple[Tensor, Tensor] = OP(
+        q_THD, k_TGD, v_TGD, sink, slices.handle, scale, softcap, deterministic, backend
+    )
+    return result
