@@ -15,6 +15,20 @@ from magi_world.kernels.attention.slices import AttnSlices
 from magi_world.kernels.attention.triton_ops import attention_triton
 
 
+def check_extent(q: Tensor, k: Tensor, slices: AttnSlices | DeviceSlices) -> None:
+    """Refuse a mask that is larger than the call.
+
+    Raises:
+        ValueError: it names rows or keys that are not there.
+    """
+    num_queries, num_keys = slices.extent()
+    if num_queries > q.shape[0] or num_keys > k.shape[0]:
+        raise ValueError(
+            f"the mask reaches to query {num_queries} and key {num_keys}, but there are "
+            f"{q.shape[0]} queries and {k.shape[0]} keys"
+        )
+
+
 def chosen_backend(
     q: Tensor,
     slices: AttnSlices | DeviceSlices,

@@ -1,9 +1,11 @@
-"""The backend that calls take which name none: one for the whole process."""
+"""Names of the backends, and the one that calls take which name none."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Literal, get_args
 
-from magi_world.kernels.attention.choice import BACKENDS, Backend
+Backend = Literal["auto", "reference", "cpu", "sdpa", "flex", "triton", "flash4", "flash2"]
+BACKENDS: tuple[str, ...] = get_args(Backend)[1:]
 
 current: Backend = "auto"
 """what ``backend="auto"`` means; set it by :func:`default_backend`"""

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from magi_world.kernels.attention import default
-from magi_world.kernels.attention.backends import chosen_backend, run_backend
-from magi_world.kernels.attention.choice import BACKENDS, Backend
+from magi_world.kernels.attention.backends import check_extent, chosen_backend, run_backend
+from magi_world.kernels.attention.default import BACKENDS, Backend
 from magi_world.kernels.attention.device_slices import DeviceSlices
 from magi_world.kernels.attention.registered import OWN_BACKWARD, attention_registered
 from magi_world.kernels.attention.slices import AttnSlices
@@ -75,12 +75,6 @@ def attention(
             )  # fmt: skip
     if not q.dtype == k.dtype == v.dtype or not q.is_floating_point():
         raise ValueError(f"dtypes {q.dtype}, {k.dtype}, {v.dtype} must be one floating dtype")
-    num_queries, num_keys = slices.extent()
-    if num_queries > q.shape[0] or num_keys > k.shape[0]:
-        raise ValueError(
-            f"the mask reaches to query {num_queries} and key {num_keys}, but there are "
-            f"{q.shape[0]} queries and {k.shape[0]} keys"
-        )
     if sink is not None and (sink.ndim not in (1, 2) or sink.shape[-1] != q.shape[1]):
         raise ValueError(
             f"sink {tuple(sink.shape)}: expected [S, H] or [H] with {q.shape[1]} query heads"
@@ -89,6 +83,7 @@ def attention(
     whole = {"scale": scale, "sink": sink, "softcap": softcap, "deterministic": deterministic}
     if torch.compiler.is_compiling():  # the choice is made when the operation runs
         return attention_registered(q, k, v, slices, **whole, backend=backend)
+    check_extent(q, k, slices)
     needs_grad = torch.is_grad_enabled() and (
         q.requires_grad or k.requires_grad or v.requires_grad
         or (sink is not None and sink.requires_grad)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from magi_world.kernels.attention import cpu, sdpa, triton_ops
 from magi_world.kernels.attention.autograd import Kernel, Settings, sink_gradient
-from magi_world.kernels.attention.backends import chosen_backend, run_backend
+from magi_world.kernels.attention.backends import check_extent, chosen_backend, run_backend
 from magi_world.kernels.attention.device_slices import DeviceSlices
 from magi_world.kernels.attention.handles import mask_of
 from magi_world.kernels.attention.slices import AttnSlices
@@ -35,6 +35,7 @@ def _forward(
     backend: str,
 ) -> tuple[Tensor, Tensor]:
     slices = mask_of(mask)
+    check_extent(q, k, slices)
     with torch.no_grad():
         name = chosen_backend(q, slices, sink_H, softcap, backend, needs_grad=False)
         out, lse = run_backend(
@@ -129,7 +130,8 @@ class _Attention(torch.autograd.Function):
             out, lse = OP(q, k, v, sink_H, mask, *rest)
         ctx.save_for_backward(q, k, v, sink_H, out, lse)
         ctx.mask, ctx.rest = mask, rest
-        ctx.held = mask_of(mask)  # alive until the backward has run
+        # alive until the backward has run; while a compiler traces, the number is a symbol
+        ctx.held = mask_of(mask) if isinstance(mask, int) else None
         ctx.set_materialize_grads(False)  # an lse that nobody uses costs nothing
         return out, lse
 
@@ -150,8 +152,18 @@ class _Attention(torch.autograd.Function):
         return (*gradients, d_sink, *nothing[4:])
 
 
-def _with_gradients(*arguments: Any) -> tuple[Tensor, Tensor]:
-    result: tuple[Tensor, Tensor] = _Attention.apply(*arguments)  # type: ignore[no-untyped-call]
+def _with_gradients(
+    q: Tensor, k: Tensor, v: Tensor, sink_H: Tensor | None, *rest: Any
+) -> tuple[Tensor, Tensor]:
+    result: tuple[Tensor, Tensor]
+    if torch.is_grad_enabled() and (
+        q.requires_grad or k.requires_grad or v.requires_grad
+        or (sink_H is not None and sink_H.requires_grad)
+    ):  # fmt: skip
+        result = _Attention.apply(q, k, v, sink_H, *rest)  # type: ignore[no-untyped-call]
+        return result
+    with torch._C._AutoDispatchBelowAutograd():
+        result = OP(q, k, v, sink_H, *rest)
     return result
 
 

@@ -11,7 +11,7 @@ twice, because it would count twice in the softmax of some kernels and once in o
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import FrozenInstanceError, dataclass, field
 from functools import lru_cache
 from typing import Any, Self
 
@@ -32,7 +32,8 @@ from magi_world.kernels.attention.geometry import (
 from magi_world.kernels.attention.handles import new_handle
 
 
-@dataclass(frozen=True, eq=False)
+# not frozen=True: torch.compile would then guard every slice and compile for each mask anew
+@dataclass(eq=False)
 class AttnSlices:
     """An immutable mask over packed tokens; build it with :meth:`from_list`.
 
@@ -53,15 +54,22 @@ class AttnSlices:
     """the number by which the registered operation knows the mask in this process"""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "handle", new_handle(self))
+        self.handle = new_handle(self)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in self.__dict__:
+            raise FrozenInstanceError(f"cannot assign to field {name!r}")
+        super().__setattr__(name, value)
+
+    def __delattr__(self, name: str) -> None:
+        raise FrozenInstanceError(f"cannot delete field {name!r}")
 
     def __getstate__(self) -> dict[str, Any]:
         return {"rows": self.rows, "key_block": self.key_block}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         made = {**state, "plans": {"segments": _segments(list(state["rows"]))}}
-        for name, value in made.items():
-            object.__setattr__(self, name, value)
+        self.__dict__.update(made)
         self.__post_init__()
 
     @classmethod
