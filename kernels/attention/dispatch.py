@@ -5,9 +5,11 @@ from torch import Tensor
 
 from magi_world.kernels.attention import default
 from magi_world.kernels.attention.backends import check_extent, chosen_backend, run_backend
+from magi_world.kernels.attention.call import current
 from magi_world.kernels.attention.default import BACKENDS, Backend
 from magi_world.kernels.attention.device_slices import DeviceSlices
-from magi_world.kernels.attention.registered import OWN_BACKWARD, attention_registered
+from magi_world.kernels.attention.registered import attention_registered, has_own_backward
+from magi_world.kernels.attention.sdpa import attention_sdpa
 from magi_world.kernels.attention.slices import AttnSlices
 
 
@@ -80,21 +82,26 @@ def attention(
             f"sink {tuple(sink.shape)}: expected [S, H] or [H] with {q.shape[1]} query heads"
         )
     scale = q.shape[2] ** -0.5 if scale is None else scale
-    whole = {"scale": scale, "sink": sink, "softcap": softcap, "deterministic": deterministic}
-    if torch.compiler.is_compiling():  # the choice is made when the operation runs
-        return attention_registered(q, k, v, slices, **whole, backend=backend)
-    check_extent(q, k, slices)
+    compiling = torch.compiler.is_compiling()  # the choice is made when the operation runs
     needs_grad = torch.is_grad_enabled() and (
         q.requires_grad or k.requires_grad or v.requires_grad
         or (sink is not None and sink.requires_grad)
     )  # fmt: skip
+    if not compiling:
+        check_extent(q, k, slices)
+        if backend == "auto" and not needs_grad and not softcap and q.device.type == "cpu":
+            # small worlds make hundreds of calls a step: nothing may stand in their way
+            return attention_sdpa(q, k, v, current(slices), scale=scale, sink=sink)
+    whole = {"scale": scale, "sink": sink, "softcap": softcap, "deterministic": deterministic}
+    if compiling:
+        return attention_registered(q, k, v, slices, **whole, backend=backend)
     name = chosen_backend(q, slices, sink, softcap, backend, needs_grad=needs_grad)
-    if needs_grad and name in OWN_BACKWARD and not (name == "sdpa" and q.device.type != "cpu"):
+    if needs_grad and has_own_backward(name, q):
         if name == "sdpa" and q.dtype in (torch.float16, torch.bfloat16):
             # once, in front of everything: what the backward keeps is not rounded then
             out, lse = attention_registered(
                 q.float(), k.float(), v.float(), slices, **whole, backend=name
             )
             return out.to(q.dtype), lse
-        return attention_registered(q, k, v, slices, **whole, backend=name)
+        return attention_registered(q, k, v, slices, **whole, backend=backend)
     return run_backend(name, q, k, v, slices, **whole)

@@ -14,13 +14,16 @@ from torch import Tensor
 from magi_world.kernels.attention import cpu, sdpa, triton_ops
 from magi_world.kernels.attention.autograd import Kernel, Settings, sink_gradient
 from magi_world.kernels.attention.backends import check_extent, chosen_backend, run_backend
+from magi_world.kernels.attention.call import current
 from magi_world.kernels.attention.device_slices import DeviceSlices
 from magi_world.kernels.attention.handles import mask_of
 from magi_world.kernels.attention.slices import AttnSlices
 from magi_world.kernels.registration import LIBRARY, register
 
-OWN_BACKWARD = ("cpu", "sdpa", "triton")
-"""backends whose backward is called by itself; the others are run again and differentiated"""
+
+def has_own_backward(name: str, q: Tensor) -> bool:
+    """Whether a backend's backward is called by itself; others are run again for it."""
+    return name in ("cpu", "triton") or (name == "sdpa" and q.device.type == "cpu")
 
 
 def _forward(
@@ -36,12 +39,17 @@ def _forward(
 ) -> tuple[Tensor, Tensor]:
     slices = mask_of(mask)
     check_extent(q, k, slices)
-    with torch.no_grad():
-        name = chosen_backend(q, slices, sink_H, softcap, backend, needs_grad=False)
-        out, lse = run_backend(
-            name, q, k, v, slices, scale=scale, sink=sink_H, softcap=softcap,
-            deterministic=deterministic,
-        )  # fmt: skip
+    name = chosen_backend(q, slices, sink_H, softcap, backend, needs_grad=False)
+    if has_own_backward(name, q):
+        kernel, settings, read = _own(name, (q, k, v), slices, scale, softcap)
+        out, lse = kernel.forward(*read, sink_H, settings)
+        out = out if out.dtype == q.dtype else out.to(q.dtype)
+    else:
+        with torch.no_grad():
+            out, lse = run_backend(
+                name, q, k, v, slices, scale=scale, sink=sink_H, softcap=softcap,
+                deterministic=deterministic,
+            )  # fmt: skip
     return out.contiguous(), lse.contiguous()
 
 
@@ -68,7 +76,7 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     slices = mask_of(mask)
     name = chosen_backend(q, slices, sink_H, softcap, backend, needs_grad=True)
-    if name in OWN_BACKWARD and not (name == "sdpa" and q.device.type != "cpu"):
+    if has_own_backward(name, q):
         kernel, settings, inputs = _own(name, (q, k, v, out, d_out), slices, scale, softcap)
         q_, k_, v_, out_, d_out_ = inputs
         found = kernel.backward(d_out_, d_lse, q_, k_, v_, out_, lse, settings)
@@ -96,14 +104,14 @@ def _own(
     softcap: float,
 ) -> tuple[Kernel, Settings, tuple[Tensor, ...]]:
     """The kernel of a backend, what it is told, and the tensors as it reads them."""
+    q, k, v, *others = tensors
     if name == "triton":
-        kernel, settings, read = triton_ops.prepared(*tensors[:3], slices, scale, softcap)
+        kernel, settings, read = triton_ops.prepared(q, k, v, slices, scale, softcap)
     elif name == "cpu":
-        kernel, settings, read = cpu.prepared(*tensors[:3], slices, scale, softcap)
+        kernel, settings, read = cpu.prepared(q, k, v, current(slices), scale, softcap)
     else:
-        kernel, settings, read = sdpa.prepared(*tensors[:3], slices, scale)
-    dtype = read[0].dtype
-    return kernel, settings, (*read, *(x.to(dtype) for x in tensors[3:]))
+        kernel, settings, read = sdpa.prepared(q, k, v, current(slices), scale)
+    return kernel, settings, (*read, *(x.to(read[0].dtype) for x in others))
 
 
 def _fake_backward(
@@ -121,13 +129,20 @@ BACKWARD = register(
 )
 
 
+_PLAIN = (Tensor, torch.nn.Parameter)
+"""types of tensors that nobody traces"""
+
+
 class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, sink_H: Tensor | None, mask: int, *rest: Any
     ) -> tuple[Tensor, Tensor]:
-        with torch._C._AutoDispatchBelowAutograd():
-            out, lse = OP(q, k, v, sink_H, mask, *rest)
+        if type(q) in _PLAIN and not torch._C._len_torch_dispatch_stack():
+            out, lse = _forward(q, k, v, sink_H, mask, *rest)  # nobody is looking on
+        else:
+            with torch._C._AutoDispatchBelowAutograd():
+                out, lse = OP(q, k, v, sink_H, mask, *rest)
         ctx.save_for_backward(q, k, v, sink_H, out, lse)
         ctx.mask, ctx.rest = mask, rest
         # alive until the backward has run; while a compiler traces, the number is a symbol

@@ -174,8 +174,10 @@ def prepared(
     q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor, slices: AttnSlices, scale: float
 ) -> tuple[Kernel, Settings, tuple[Tensor, Tensor, Tensor]]:
     """On a CPU: the kernel, what it is told, and q, k and v as it reads them."""
+    q, k, v = q_THD, k_TGD, v_TGD
     # called directly, the CPU kernel reads channels as neighbours whatever their stride is
-    q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q_THD, k_TGD, v_TGD))
+    if q.stride(2) != 1 or k.stride(2) != 1 or v.stride(2) != 1:
+        q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
     if q.dtype in (torch.float16, torch.bfloat16):
         q, k, v = q.float(), k.float(), v.float()
     return _KERNEL, Settings(scale, 0.0, plan_of(slices, q_THD.device)), (q, k, v)
@@ -233,4 +235,4 @@ def attention_sdpa(
         return _elsewhere(q_THD, k_TGD, v_TGD, one, settings)
     kernel, settings, read = prepared(q_THD, k_TGD, v_TGD, slices, scale)
     out, lse = run(kernel, *read, sink, settings)
-    return out.to(q_THD.dtype), lse
+    return out if out.dtype == q_THD.dtype else out.to(q_THD.dtype), lse

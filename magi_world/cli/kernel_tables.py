@@ -28,7 +28,7 @@ def print_kernels(result: Mapping[str, Any]) -> None:
     emit_table(on_cpu["rows"], _filled(on_cpu["rows"], ("backend", *columns)))
     print("\npeak memory of a forward, MiB, at half as many and at all tokens; 4 is their square")
     emit_table(on_cpu["memory"], ("backend", "tokens", "half_mib", "mib", "growth"))
-    print("\nwhat a call costs on the CPU beside its backend's work, microseconds")
+    print("\nwhat a call with nothing to do costs on the CPU, microseconds")
     emit_pairs(dispatch)
     print("\nattention on the GPU, bfloat16; of_fa relates it to full attention by FA-class kernels")
     rows = result["attention_gpu"]

@@ -5,13 +5,10 @@ six masks from 4k to 64k tokens. Operations are those of the cells that a mask h
 D forwards, 2.5 times that backwards.
 """
 
-import gc
-import re
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import torch
@@ -188,52 +185,41 @@ def bench_attention_cpu(*, budget: float = 3.0, say: Say = lambda text: None) ->
     return {
         "tokens": T, "heads": CPU_HEADS, "width": CPU_WIDTH, "chunks": CPU_CHUNKS,
         "ceiling": T * T / mask.area(), "rows": rows,
-        "memory": [memory_growth(name) for name in (DENSE, "cpu", "sdpa")],
+        "memory": [memory_growth(name) for name in (DENSE, "reference", "cpu", "sdpa")],
     }  # fmt: skip
 
 
-@contextmanager
-def peak_memory() -> Iterator[list[int | None]]:
-    """Fill the yielded list with how far resident memory rose in the block; None if unknown."""
-    found: list[int | None] = []
-    status, clear = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-    gc.collect()
-    try:
-        clear.write_text("5")  # the highest mark so far becomes what is resident now
-        before = _status(status, "VmRSS")
-    except OSError:
-        yield found
-        found.append(None)
-        return
-    yield found
-    found.append(max(0, _status(status, "VmHWM") - before))
+def peak_memory(call: Callable[[], Any]) -> int:
+    """Most bytes that a call holds at once on the CPU, beside what was there before."""
+    from torch.profiler import ProfilerActivity, profile
 
-
-def _status(path: Path, name: str) -> int:
-    match = re.search(rf"^{name}:\s+(\d+) kB", path.read_text(), re.MULTILINE)
-    if match is None:
-        raise OSError(f"{path} names no {name}")
-    return int(match[1]) * 1024
+    with torch.no_grad(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as prof:
+        call()
+    results = prof.profiler.kineto_results  # type: ignore[union-attr]
+    changes = [event for event in results.events() if event.name() == "[memory]"]
+    held = accumulate(e.nbytes() for e in sorted(changes, key=lambda e: e.start_ns()))
+    return max(held, default=0)
 
 
 def memory_growth(name: str, tokens: int = CPU_TOKENS) -> dict[str, Any]:
-    """Peak memory of a forward at T / 2 and at T tokens beside inputs; a ratio of 4 is T squared."""
-    peaks: list[int | None] = []
+    """Peak memory of a forward at T / 2 and at T tokens; a ratio of 4 is T squared."""
+    peaks = []
     for T in (tokens // 2, tokens):
-        inputs = [torch.randn(T, 2, CPU_WIDTH) for _ in range(3)]
+        q, k, v = (torch.randn(T, 2, CPU_WIDTH) for _ in range(3))
         mask = block_causal_mask(T)
-        with torch.no_grad():
-            with peak_memory() as found:
-                call = attention_calls(mask, name, T)
-                assert call is not None
-                call(*inputs)
-        peaks.append(found[0])
+
+        def once(
+            q: Tensor = q, k: Tensor = k, v: Tensor = v, mask: AttnSlices = mask, T: int = T
+        ) -> None:
+            call = attention_calls(mask, name, T)
+            assert call is not None
+            call(q, k, v)
+
+        peaks.append(peak_memory(once))
     half, whole = peaks
-    ratio = None if half is None or whole is None else whole / max(half, 1)
     return {
-        "backend": name, "tokens": tokens,
-        "half_mib": None if half is None else half / 2**20,
-        "mib": None if whole is None else whole / 2**20, "growth": ratio,
+        "backend": name, "tokens": tokens, "half_mib": half / 2**20, "mib": whole / 2**20,
+        "growth": whole / half,
     }  # fmt: skip
 
 
