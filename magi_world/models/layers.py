@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from magi_world.config import DiTConfig
-from magi_world.kernels.attention import AttnSlices, attention
+from magi_world.kernels.attention import AttnSlices, DeviceSlices, attention
 from magi_world.kernels.modulate import gate_norm_residual
 from magi_world.kernels.rope import norm_rotary, norm_rotary_write, writes_fused
 from magi_world.kernels.rope.write import CacheRows, Norm
@@ -163,9 +163,9 @@ class ParallelAttention(nn.Module):
         self,
         x_TE: Tensor,
         rotary: tuple[Tensor, Tensor],
-        attend: AttnSlices,
+        attend: AttnSlices | DeviceSlices,
         caption: tuple[Tensor, Tensor],
-        cross: AttnSlices,
+        cross: AttnSlices | DeviceSlices,
         memory: KVMemory,
         layer: int,
     ) -> Tensor:
@@ -236,9 +236,9 @@ class TransformerLayer(nn.Module):
         x_TE: Tensor,
         condition_GC: Tensor,
         rotary: tuple[Tensor, Tensor],
-        attend: AttnSlices,
+        attend: AttnSlices | DeviceSlices,
         caption: tuple[Tensor, Tensor],
-        cross: AttnSlices,
+        cross: AttnSlices | DeviceSlices,
         memory: KVMemory,
         layer: int,
     ) -> Tensor:
