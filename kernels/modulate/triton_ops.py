@@ -20,7 +20,9 @@ def gate_norm_residual_triton(
     """See :func:`magi_world.kernels.modulate.gate_norm_residual`."""
     from magi_world.kernels.modulate.triton_kernels import gate_norm_residual_kernel
 
-    x, branch, gate = (y if y.stride(-1) == 1 else y.contiguous() for y in (x_TE, branch_TE, gate_GE))
+    x, branch, gate = (
+        y if y.stride(-1) == 1 else y.contiguous() for y in (x_TE, branch_TE, gate_GE)
+    )
     T, E = x.shape
     out = torch.empty(T, E, dtype=x.dtype, device=x.device)
     if not T:

@@ -30,7 +30,9 @@ def print_kernels(result: Mapping[str, Any]) -> None:
     emit_table(on_cpu["memory"], ("backend", "tokens", "half_mib", "mib", "growth"))
     print("\nwhat a call with nothing to do costs on the CPU, microseconds")
     emit_pairs(dispatch)
-    print("\nattention on the GPU, bfloat16; of_fa relates it to full attention by FA-class kernels")
+    print(
+        "\nattention on the GPU, bfloat16; of_fa relates it to full attention by FA-class kernels"
+    )
     rows = result["attention_gpu"]
     if rows is None:
         print("absent: there is no CUDA device")

@@ -89,6 +89,7 @@ _SCHEMA = (
 
 def _empty_operations() -> tuple[Callable[..., Any], Callable[..., Any]]:
     """An operation that does nothing, as ``Library`` with autograd and as ``custom_op``."""
+
     def nothing(q: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
         return torch.empty_like(q), q.new_empty(q.shape[:2])
 
@@ -200,9 +201,7 @@ def bench_fused(device: torch.device) -> dict[str, Any]:
         if not on_gpu or torch.cuda.get_device_capability(device) >= (8, 9):
             size = x.numel() * x.element_size() + x.numel()
             name = "FP8 quantise"
-            rows.append(
-                _bandwidth(name, lambda: quantise(x, scale), size, copy, device, budget)
-            )
+            rows.append(_bandwidth(name, lambda: quantise(x, scale), size, copy, device, budget))
         else:
             rows.append({"operation": "FP8 quantise", "absent": "the card has no FP8 units"})
     return {"copy_gb_s": copy, "fused": rows, "fused_shape": {"tokens": T, "width": E, "head": D}}

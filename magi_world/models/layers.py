@@ -227,9 +227,7 @@ class TransformerLayer(nn.Module):
         self.mlp_post_norm = LayerNorm1p(hidden, eps)
 
     def _add(self, x_TE: Tensor, branch_TE: Tensor, gate_GE: Tensor, norm: LayerNorm1p) -> Tensor:
-        return gate_norm_residual(
-            x_TE, branch_TE, gate_GE, norm.weight, norm.bias, norm.eps
-        )
+        return gate_norm_residual(x_TE, branch_TE, gate_GE, norm.weight, norm.bias, norm.eps)
 
     def forward(
         self,

@@ -6,8 +6,8 @@ into fixed buffers first, and everything behind that reads only those. With ``co
 the DiT is compiled once; with ``cuda_graph`` the whole loop, its clean pass, the outcome head and
 the decode are captured once and replayed. The outcome draw stays outside.
 
-Shape suffixes: B slots, n tokens per chunk, T = B * n, Y caption tokens of a slot's place, K groups,
-D head width, C channels, P latent frames, H rows, W columns.
+Shape suffixes: B slots, n tokens per chunk, T = B * n, Y caption tokens of a slot's place,
+K groups, D head width, C channels, P latent frames, H rows, W columns.
 """
 
 from collections.abc import Callable, Sequence
@@ -299,4 +299,3 @@ class FixedStep:
             with torch.cuda.graph(graph):
                 self._results = self._run(decode=True)
             self._graph = graph
-

@@ -1,7 +1,7 @@
 """Options of the suite: another folder of cases, and the backend of attention.
 
-    pytest tests/golden --golden-dir DIR
-    pytest tests/golden --attention-backend reference|cpu|sdpa|triton
+pytest tests/golden --golden-dir DIR
+pytest tests/golden --attention-backend reference|cpu|sdpa|triton
 """
 
 from collections.abc import Iterator

@@ -53,7 +53,9 @@ CASES: dict[str, tuple[Callable[..., Tensor], list[Tensor]]] = {
 }  # fmt: skip
 
 
-def gradients(function: Callable[..., Tensor], given: list[Tensor], **keywords: Any) -> list[Tensor]:
+def gradients(
+    function: Callable[..., Tensor], given: list[Tensor], **keywords: Any
+) -> list[Tensor]:
     """The result and the gradients of all inputs."""
     leaves = [x.detach().clone().requires_grad_() for x in given]
     out = function(*leaves, **keywords)
@@ -193,9 +195,7 @@ def test_registration(name: str) -> None:
     op, arguments = registered()[name]
     without_fp8 = name in ("quantise", "matmul")  # torch's comparisons do not know float8
     tests = ("test_schema", "test_faketensor") if without_fp8 else None
-    torch.library.opcheck(
-        op.default, arguments, **({"test_utils": tests} if tests else {})
-    )
+    torch.library.opcheck(op.default, arguments, **({"test_utils": tests} if tests else {}))
 
 
 @compiles
@@ -250,7 +250,9 @@ def test_what_cannot_run_is_named() -> None:
 
 def test_the_reference_takes_float64() -> None:
     x = [y.double() for y in rotary_inputs(1, 3, 1, 16)]
-    normed = (x[0] - x[0].mean(-1, keepdim=True)) / (x[0].var(-1, correction=0, keepdim=True) + EPS).sqrt()
+    normed = (x[0] - x[0].mean(-1, keepdim=True)) / (
+        x[0].var(-1, correction=0, keepdim=True) + EPS
+    ).sqrt()
     expected = rotate(normed * (1 + x[1]) + x[2], x[3], x[4])
     torch.testing.assert_close(norm_rotary(*x, EPS), expected)
 
