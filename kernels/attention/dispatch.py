@@ -1,5 +1,7 @@
 """One function for all attention: checks the call and hands it to a backend."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -92,7 +94,12 @@ def attention(
         if backend == "auto" and not needs_grad and not softcap and q.device.type == "cpu":
             # small worlds make hundreds of calls a step: nothing may stand in their way
             return attention_sdpa(q, k, v, current(slices), scale=scale, sink=sink)
-    whole = {"scale": scale, "sink": sink, "softcap": softcap, "deterministic": deterministic}
+    whole: dict[str, Any] = {
+        "scale": scale,
+        "sink": sink,
+        "softcap": softcap,
+        "deterministic": deterministic,
+    }
     if compiling:
         return attention_registered(q, k, v, slices, **whole, backend=backend)
     name = chosen_backend(q, slices, sink, softcap, backend, needs_grad=needs_grad)

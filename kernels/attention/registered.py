@@ -42,7 +42,7 @@ def _forward(
     name = chosen_backend(q, slices, sink_H, softcap, backend, needs_grad=False)
     if has_own_backward(name, q):
         kernel, settings, read = _own(name, (q, k, v), slices, scale, softcap)
-        out, lse = kernel.forward(*read, sink_H, settings)
+        out, lse = kernel.forward(read[0], read[1], read[2], sink_H, settings)
         out = out if out.dtype == q.dtype else out.to(q.dtype)
     else:
         with torch.no_grad():
@@ -83,8 +83,9 @@ def _backward(
     else:
         with torch.enable_grad():
             leaves = [x.detach().requires_grad_() for x in (q, k, v)]
+            q_, k_, v_ = leaves
             again = run_backend(
-                name, *leaves, slices, scale=scale, sink=sink_H, softcap=softcap,
+                name, q_, k_, v_, slices, scale=scale, sink=sink_H, softcap=softcap,
                 deterministic=deterministic,
             )  # fmt: skip
             towards = [d_out, torch.zeros_like(lse) if d_lse is None else d_lse]

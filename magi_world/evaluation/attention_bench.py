@@ -195,7 +195,7 @@ def peak_memory(call: Callable[[], Any]) -> int:
 
     with torch.no_grad(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as prof:
         call()
-    results = prof.profiler.kineto_results  # type: ignore[union-attr]
+    results = prof.profiler.kineto_results
     changes = [event for event in results.events() if event.name() == "[memory]"]
     held = accumulate(e.nbytes() for e in sorted(changes, key=lambda e: e.start_ns()))
     return max(held, default=0)

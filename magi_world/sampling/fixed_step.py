@@ -205,8 +205,8 @@ class FixedStep:
             self.rotary, world.dit.rotary(first, sampler.model.size), strict=True
         ):
             target.copy_(source)
-        for width, target in self.attend.items():
-            target.fill(cache.open([(slot, 0, width) for slot in slots]))
+        for width, mask in self.attend.items():
+            mask.fill(cache.open([(slot, 0, width) for slot in slots]))
         assert isinstance(cache.rows, DeviceRows)
         self.memory.rows.copy_(cache.rows.place(0).rows)
         self._fill_captions(self.captions[True], [world.caption(prompt) for prompt in prompts])
