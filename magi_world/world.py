@@ -311,6 +311,8 @@ class World:
         starts: Starts = "opening",
         device: str | None = None,
         dtype: str | None = None,
+        compile: bool = False,
+        cuda_graph: bool = False,
     ) -> Rollout:
         """Start a batched rollout; see :class:`magi_world.sampling.rollout.Rollout`.
 
@@ -318,7 +320,10 @@ class World:
         """
         if device is not None or dtype is not None:
             self.to(device, dtype)
-        return Rollout(self, batch_size, seeds, steps=steps, temperature=temperature, starts=starts)
+        return Rollout(
+            self, batch_size, seeds, steps=steps, temperature=temperature, starts=starts,
+            compile=compile, cuda_graph=cuda_graph,
+        )  # fmt: skip
 
     # ---------------------------------------------------------------- disk
 

@@ -45,6 +45,14 @@ def row_delta(d_out_THD: Tensor, d_lse_TH: Tensor | None, out_THD: Tensor) -> Te
     return delta if d_lse_TH is None else delta - d_lse_TH
 
 
+def sink_gradient(
+    sink_H: Tensor, lse_TH: Tensor, d_out_THD: Tensor, d_lse_TH: Tensor | None, out_THD: Tensor
+) -> Tensor:
+    """Gradient of the sink `[H]`; lse is the one with the sink in it."""
+    share = torch.exp(sink_H - lse_TH) * row_delta(d_out_THD, d_lse_TH, out_THD)
+    return -share.sum(0).to(sink_H.dtype)
+
+
 class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -74,8 +82,7 @@ class _Attention(torch.autograd.Function):
         d_q, d_k, d_v = ctx.kernel.backward(d_out, d_lse, q, k, v, out, lse, ctx.settings)
         d_sink = None
         if sink_H is not None and ctx.needs_input_grad[3]:
-            share = torch.exp(sink_H - lse) * row_delta(d_out, d_lse, out)
-            d_sink = -share.sum(0).to(sink_H.dtype)
+            d_sink = sink_gradient(sink_H, lse, d_out, d_lse, out)
         return d_q, d_k, d_v, d_sink, None, None
 
 

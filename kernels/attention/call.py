@@ -37,15 +37,6 @@ def current(slices: AttnSlices | DeviceSlices) -> AttnSlices:
     return slices.slices if isinstance(slices, DeviceSlices) else slices
 
 
-@lru_cache(maxsize=64)
-def capability(device: torch.device) -> int:
-    """Compute capability of a CUDA device as 10 * major + minor, 0 elsewhere."""
-    if device.type != "cuda":
-        return 0
-    major, minor = torch.cuda.get_device_capability(device)
-    return 10 * major + minor
-
-
 @lru_cache(maxsize=16)
 def import_refusal(module: str, extra: str) -> Refusal | None:
     """None when a module imports, else why it does not and how to get it."""

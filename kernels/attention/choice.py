@@ -1,19 +1,17 @@
 """Which backend takes a call, and why."""
 
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from magi_world.kernels.attention import flash2, flash4, flex, triton_ops
-from magi_world.kernels.attention.call import Call, Refusal, capability, current
+from magi_world.kernels.attention import default, flash2, flash4, flex, triton_ops
+from magi_world.kernels.attention.call import Call, Refusal, current
+from magi_world.kernels.attention.default import BACKENDS
 from magi_world.kernels.attention.device_slices import DeviceSlices
 from magi_world.kernels.attention.errors import BackendError, BackendMissing
 from magi_world.kernels.attention.slices import AttnSlices
-
-Backend = Literal["auto", "reference", "cpu", "sdpa", "flex", "triton", "flash4", "flash2"]
-BACKENDS: tuple[str, ...] = get_args(Backend)[1:]
+from magi_world.kernels.device import capability
 
 
 @dataclass(frozen=True)
@@ -103,12 +101,18 @@ def explain(
         slices: the mask.
         sink: as in the call.
         softcap: as in the call.
+
+    Raises:
+        BackendError: the default backend of this process does not take the call.
     """
     call = describe(q, sink, softcap, needs_grad=torch.is_grad_enabled() and q.requires_grad)
     mask = current(slices)
     refused = {
         name: found.reason for name in BACKENDS if (found := refusal(name, call, mask)) is not None
     }
+    if default.current != "auto":
+        name = choose(default.current, call, slices)
+        return Choice(name, "the default backend of this process", refused)
     ranked = order(call)
     chosen = next(name for name in ranked if name not in refused)
     device = call.device.type + (f" sm_{call.capability}" if call.capability else "")

@@ -248,6 +248,13 @@ def _backward(
 _KERNEL = Kernel(_forward, _backward)
 
 
+def prepared(
+    q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor, slices: AttnSlices, scale: float, softcap: float
+) -> tuple[Kernel, Settings, tuple[Tensor, Tensor, Tensor]]:
+    """The kernel, what it is told, and q, k and v as it reads them."""
+    return _KERNEL, Settings(scale, softcap, _plan(slices)), (q_THD, k_TGD, v_TGD)
+
+
 def attention_cpu(
     q_THD: Tensor,
     k_TGD: Tensor,

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from magi_world.kernels.attention.errors import SliceError
+from magi_world.kernels.attention.handles import new_handle
 from magi_world.kernels.attention.slices import AttnSlices
 from magi_world.kernels.attention.tiles import TileList, Tiles, tile_lists
 
@@ -134,6 +135,8 @@ class DeviceSlices:
         self.slices = AttnSlices.from_list([])
         """the mask that it was last filled with"""
         self._plans: dict[tuple[int, int], TilePlan] = {}
+        self.handle = new_handle(self)
+        """the number by which the registered operation knows it in this process"""
 
     def extent(self) -> tuple[int, int]:
         """Numbers of queries and keys of every call."""

@@ -1,19 +1,18 @@
 """One function for all attention: checks the call and hands it to a backend."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from magi_world.kernels.attention import default
+from magi_world.kernels.attention.backends import check_extent, chosen_backend, run_backend
 from magi_world.kernels.attention.call import current
-from magi_world.kernels.attention.choice import BACKENDS, Backend, choose, describe
-from magi_world.kernels.attention.cpu import attention_cpu
+from magi_world.kernels.attention.default import BACKENDS, Backend
 from magi_world.kernels.attention.device_slices import DeviceSlices
-from magi_world.kernels.attention.flash2 import attention_flash2
-from magi_world.kernels.attention.flash4 import attention_flash4
-from magi_world.kernels.attention.flex import attention_flex
-from magi_world.kernels.attention.reference import attention_reference
+from magi_world.kernels.attention.registered import attention_registered, has_own_backward
 from magi_world.kernels.attention.sdpa import attention_sdpa
 from magi_world.kernels.attention.slices import AttnSlices
-from magi_world.kernels.attention.triton_ops import attention_triton
 
 
 def attention(
@@ -44,6 +43,7 @@ def attention(
             :func:`magi_world.kernels.attention.explain`. ``reference`` and, on a CPU, ``cpu`` take
             everything, ``sdpa`` all but a softcap; ``flex`` is torch's FlexAttention, ``triton``
             our own kernels, ``flash4`` and ``flash2`` the packages flash-attn-4 and flash-attn.
+            :func:`magi_world.kernels.attention.default_backend` says what ``auto`` means.
 
     Under ``torch.autocast`` on a CPU, q, k and v may differ in dtype; all is done in float32.
 
@@ -57,7 +57,9 @@ def attention(
         BackendError: the chosen backend does not take the call; a ValueError too.
         BackendMissing: its package is absent or does not import.
     """
-    if backend != "auto" and backend not in BACKENDS:
+    if backend == "auto":
+        backend = default.current
+    elif backend not in BACKENDS:
         raise ValueError(f"backend {backend!r} is not one of {('auto', *BACKENDS)}")
     if q.ndim != 3 or k.ndim != 3 or k.shape != v.shape or q.shape[2] != k.shape[2]:
         raise ValueError(
@@ -77,35 +79,36 @@ def attention(
             )  # fmt: skip
     if not q.dtype == k.dtype == v.dtype or not q.is_floating_point():
         raise ValueError(f"dtypes {q.dtype}, {k.dtype}, {v.dtype} must be one floating dtype")
-    num_queries, num_keys = slices.extent()
-    if num_queries > q.shape[0] or num_keys > k.shape[0]:
-        raise ValueError(
-            f"the mask reaches to query {num_queries} and key {num_keys}, but there are "
-            f"{q.shape[0]} queries and {k.shape[0]} keys"
-        )
     if sink is not None and (sink.ndim not in (1, 2) or sink.shape[-1] != q.shape[1]):
         raise ValueError(
             f"sink {tuple(sink.shape)}: expected [S, H] or [H] with {q.shape[1]} query heads"
         )
     scale = q.shape[2] ** -0.5 if scale is None else scale
-    if q.device.type == "cpu" and backend == "auto":  # the quickest way for many small calls
-        chosen = "cpu" if softcap else "sdpa"
-    else:
-        needs_grad = torch.is_grad_enabled() and (
-            q.requires_grad or k.requires_grad or v.requires_grad
-            or (sink is not None and sink.requires_grad)
-        )  # fmt: skip
-        chosen = choose(backend, describe(q, sink, softcap, needs_grad=needs_grad), slices)
-    if chosen == "triton":
-        return attention_triton(q, k, v, slices, scale=scale, softcap=softcap, sink=sink)
-    mask = current(slices)
-    if chosen == "sdpa":
-        return attention_sdpa(q, k, v, mask, scale=scale, sink=sink)
-    if chosen == "flash4":
-        return attention_flash4(q, k, v, mask, scale=scale, sink=sink, deterministic=deterministic)
-    if chosen == "flash2":
-        return attention_flash2(
-            q, k, v, mask, scale=scale, softcap=softcap, deterministic=deterministic
-        )
-    whole = {"cpu": attention_cpu, "flex": attention_flex, "reference": attention_reference}
-    return whole[chosen](q, k, v, mask, scale=scale, softcap=softcap, sink=sink)
+    compiling = torch.compiler.is_compiling()  # the choice is made when the operation runs
+    needs_grad = torch.is_grad_enabled() and (
+        q.requires_grad or k.requires_grad or v.requires_grad
+        or (sink is not None and sink.requires_grad)
+    )  # fmt: skip
+    if not compiling:
+        check_extent(q, k, slices)
+        if backend == "auto" and not needs_grad and not softcap and q.device.type == "cpu":
+            # small worlds make hundreds of calls a step: nothing may stand in their way
+            return attention_sdpa(q, k, v, current(slices), scale=scale, sink=sink)
+    whole: dict[str, Any] = {
+        "scale": scale,
+        "sink": sink,
+        "softcap": softcap,
+        "deterministic": deterministic,
+    }
+    if compiling:
+        return attention_registered(q, k, v, slices, **whole, backend=backend)
+    name = chosen_backend(q, slices, sink, softcap, backend, needs_grad=needs_grad)
+    if needs_grad and has_own_backward(name, q):
+        if name == "sdpa" and q.dtype in (torch.float16, torch.bfloat16):
+            # once, in front of everything: what the backward keeps is not rounded then
+            out, lse = attention_registered(
+                q.float(), k.float(), v.float(), slices, **whole, backend=name
+            )
+            return out.to(q.dtype), lse
+        return attention_registered(q, k, v, slices, **whole, backend=backend)
+    return run_backend(name, q, k, v, slices, **whole)

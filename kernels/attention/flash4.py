@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from magi_world.kernels.attention.autograd import add_sink
-from magi_world.kernels.attention.call import Call, Refusal, capability, import_refusal
+from magi_world.kernels.attention.call import Call, Refusal, import_refusal
 from magi_world.kernels.attention.slices import AttnSlices
 from magi_world.kernels.attention.tiles import TileList, padded, tile_lists
+from magi_world.kernels.device import capability
 
 MAX_WIDTH = 128
 """wider heads have tiles that do not divide the blocks of the backward"""

@@ -170,6 +170,19 @@ class _Total:
 _KERNEL = Kernel(_forward, _backward)
 
 
+def prepared(
+    q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor, slices: AttnSlices, scale: float
+) -> tuple[Kernel, Settings, tuple[Tensor, Tensor, Tensor]]:
+    """On a CPU: the kernel, what it is told, and q, k and v as it reads them."""
+    q, k, v = q_THD, k_TGD, v_TGD
+    # called directly, the CPU kernel reads channels as neighbours whatever their stride is
+    if q.stride(2) != 1 or k.stride(2) != 1 or v.stride(2) != 1:
+        q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
+    if q.dtype in (torch.float16, torch.bfloat16):
+        q, k, v = q.float(), k.float(), v.float()
+    return _KERNEL, Settings(scale, 0.0, plan_of(slices, q_THD.device)), (q, k, v)
+
+
 def _elsewhere(
     q: Tensor, k: Tensor, v: Tensor, sink_H: Tensor | None, settings: Settings
 ) -> tuple[Tensor, Tensor]:
@@ -215,15 +228,11 @@ def attention_sdpa(
     On a CPU half precision is computed in float32 and rounded once, because torch's kernel there
     rounds the probabilities.
     """
-    device = q_THD.device
-    settings = Settings(scale, 0.0, plan_of(slices, device))
-    if device.type != "cpu":
+    if q_THD.device.type != "cpu":
+        settings = Settings(scale, 0.0, plan_of(slices, q_THD.device))
         wide = torch.promote_types(q_THD.dtype, torch.float32)
         one = None if sink is None else sink.to(wide).reshape(-1, q_THD.shape[1]).logsumexp(0)
         return _elsewhere(q_THD, k_TGD, v_TGD, one, settings)
-    # called directly, the CPU kernel reads channels as neighbours whatever their stride is
-    q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q_THD, k_TGD, v_TGD))
-    if q.dtype in (torch.float16, torch.bfloat16):
-        out, lse = run(_KERNEL, q.float(), k.float(), v.float(), sink, settings)
-        return out.to(q.dtype), lse
-    return run(_KERNEL, q, k, v, sink, settings)
+    kernel, settings, read = prepared(q_THD, k_TGD, v_TGD, slices, scale)
+    out, lse = run(kernel, *read, sink, settings)
+    return out if out.dtype == q_THD.dtype else out.to(q_THD.dtype), lse

@@ -141,15 +141,15 @@ class Plan:
     """one group with all rows in order"""
 
 
-@torch.inference_mode(False)  # kept with the mask, which training may use next
 def plan_of(slices: AttnSlices, device: torch.device) -> Plan:
     """The plan of a mask on a device, made once."""
     plans: dict[Any, Any] = slices.plans
     known: Plan | None = plans.get(("sdpa", device))
     if known is None:
-        groups = _groups(slices, device)
-        none = torch.empty(0, dtype=torch.int64, device=device)
-        rows = torch.cat([none, *(group.q_rows for group in groups)])
+        with torch.inference_mode(False):  # kept with the mask, which training may use next
+            groups = _groups(slices, device)
+            none = torch.empty(0, dtype=torch.int64, device=device)
+            rows = torch.cat([none, *(group.q_rows for group in groups)])
         whole = len(groups) == 1 and groups[0].q_start == 0
         known = plans["sdpa", device] = Plan(groups, rows, whole)
     return known

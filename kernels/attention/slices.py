@@ -11,7 +11,7 @@ twice, because it would count twice in the softmax of some kernels and once in o
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import FrozenInstanceError, dataclass, field
 from functools import lru_cache
 from typing import Any, Self
 
@@ -29,9 +29,11 @@ from magi_world.kernels.attention.geometry import (
     slices_from_intervals,
     transpose_slice,
 )
+from magi_world.kernels.attention.handles import new_handle
 
 
-@dataclass(frozen=True, eq=False)
+# not frozen=True: torch.compile would then guard every slice and compile for each mask anew
+@dataclass(eq=False)
 class AttnSlices:
     """An immutable mask over packed tokens; build it with :meth:`from_list`.
 
@@ -48,6 +50,27 @@ class AttnSlices:
     key_block: int | None = None
     plans: dict[Any, Any] = field(default_factory=dict, repr=False)
     """what backends derived from the mask, kept because masks are reused call after call"""
+    handle: int = field(init=False, repr=False)
+    """the number by which the registered operation knows the mask in this process"""
+
+    def __post_init__(self) -> None:
+        self.handle = new_handle(self)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in self.__dict__:
+            raise FrozenInstanceError(f"cannot assign to field {name!r}")
+        super().__setattr__(name, value)
+
+    def __delattr__(self, name: str) -> None:
+        raise FrozenInstanceError(f"cannot delete field {name!r}")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"rows": self.rows, "key_block": self.key_block}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        made = {**state, "plans": {"segments": _segments(list(state["rows"]))}}
+        self.__dict__.update(made)
+        self.__post_init__()
 
     @classmethod
     def from_list(

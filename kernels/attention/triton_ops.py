@@ -6,7 +6,6 @@ bfloat16 arithmetic is wrong.
 """
 
 import math
-import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,9 +13,10 @@ import torch
 from torch import Tensor
 
 from magi_world.kernels.attention.autograd import Kernel, Settings, row_delta, run
-from magi_world.kernels.attention.call import Call, Refusal, capability, import_refusal
+from magi_world.kernels.attention.call import Call, Refusal, import_refusal
 from magi_world.kernels.attention.device_slices import DeviceSlices, TileTensors, tile_plan
 from magi_world.kernels.attention.slices import AttnSlices
+from magi_world.kernels.device import capability, interpreted
 
 MAX_WIDTH = 256
 """largest head width"""
@@ -56,11 +56,6 @@ def tile_config(kernel: str, width: int, dtype: torch.dtype, capability: int) ->
     if width <= 64:
         return TileConfig(64 if big or kernel == "dq" else 32, 64, 4, 2)
     return TileConfig(64, 64, 8, 2) if width <= 128 and big else TileConfig(32, 32, 4, 1)
-
-
-def interpreted() -> bool:
-    """Whether kernels run in triton's interpreter."""
-    return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 @dataclass(frozen=True)
@@ -161,6 +156,21 @@ def _backward(
 _KERNEL = Kernel(_forward, _backward)
 
 
+def prepared(
+    q_THD: Tensor,
+    k_TGD: Tensor,
+    v_TGD: Tensor,
+    slices: AttnSlices | DeviceSlices,
+    scale: float,
+    softcap: float,
+    config: TileConfig | None = None,
+) -> tuple[Kernel, Settings, tuple[Tensor, Tensor, Tensor]]:
+    """The kernel, what it is told, and q, k and v as it reads them."""
+    q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q_THD, k_TGD, v_TGD))
+    launch = _Launch(slices, (q.shape[0], k.shape[0]), capability(q.device), config)
+    return _KERNEL, Settings(scale, softcap, launch), (q, k, v)
+
+
 def attention_triton(
     q_THD: Tensor,
     k_TGD: Tensor,
@@ -176,9 +186,8 @@ def attention_triton(
 
     ``config`` replaces the tile sizes of all kernels.
     """
-    q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q_THD, k_TGD, v_TGD))
-    launch = _Launch(slices, (q.shape[0], k.shape[0]), capability(q.device), config)
-    return run(_KERNEL, q, k, v, sink, Settings(scale, softcap, launch))
+    kernel, settings, read = prepared(q_THD, k_TGD, v_TGD, slices, scale, softcap, config)
+    return run(kernel, *read, sink, settings)
 
 
 def refuses(call: Call, slices: AttnSlices) -> Refusal | None:

@@ -1,4 +1,4 @@
-"""Float to e4m3fn as the published models round it."""
+"""Float to e4m3fn as the published models round it, in plain torch on any device."""
 
 import torch
 from torch import Tensor
@@ -9,16 +9,8 @@ LARGEST = 448.0
 _PIECE = 1 << 26  # elements rounded at a time: the float32 copies of an activation stay small
 
 
-def quantise(x: Tensor, scale: Tensor) -> Tensor:
-    """Divide, clamp and round `x [..., K]` to float8 e4m3fn.
-
-    Division and clamp are float32; then it is rounded twice, to bfloat16 and to float8, because
-    the models were quantised so (golden README section 8).
-
-    Args:
-        x: activations.
-        scale: float32 `[1]` or one entry per channel, `[K]` or `[1, K]`.
-    """
+def quantise_reference(x: Tensor, scale: Tensor) -> Tensor:
+    """See :func:`magi_world.kernels.fp8.quantise`."""
     flat = x.reshape(-1, x.shape[-1])
     out = torch.empty(flat.shape, dtype=torch.float8_e4m3fn, device=x.device)
     rows = max(1, _PIECE // max(1, flat.shape[-1]))

@@ -1,4 +1,4 @@
-"""The verb `bench`: memory, speed and latency of a world on this machine."""
+"""The verb `bench`: memory, speed and latency of a world, and its kernels, on this machine."""
 
 from typing import Annotated
 
@@ -39,6 +39,32 @@ def rollout(
         emit_json(result)
     else:
         emit_pairs(result)
+
+
+@app.command("kernels")
+def kernels(
+    device: Device = None,
+    budget: Annotated[
+        float, typer.Option(min=0.0, help="Seconds for each measurement of attention on the CPU.")
+    ] = 3.0,
+    as_json: AsJson = False,
+) -> None:
+    """Time attention, its dispatch and the fused operations beside torch's own, in one run."""
+    import torch
+
+    from magi_world.cli.kernel_tables import print_kernels
+    from magi_world.evaluation.bench import machine
+    from magi_world.evaluation.kernel_bench import bench_kernels
+    from magi_world.placement import check_place
+
+    check_place(device, None)
+    say(machine())
+    chosen = None if device is None else torch.device(device)
+    result = bench_kernels(chosen, budget=budget, say=say)
+    if as_json:
+        emit_json(result)
+    else:
+        print_kernels(result)
 
 
 @app.command("env")

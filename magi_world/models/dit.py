@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from magi_world.config import DiTConfig
 from magi_world.errors import ConfigError
-from magi_world.kernels.attention import AttnSlices
+from magi_world.kernels.attention import AttnSlices, DeviceSlices
 from magi_world.models.layers import (
     CaptionEmbedder,
     KVMemory,
@@ -56,9 +56,9 @@ class ChunkInputs:
     """cosine and sine of every token, from :meth:`VideoDiT.rotary`"""
     caption: CaptionKV
     """from :meth:`VideoDiT.caption_kv`"""
-    attend: AttnSlices
+    attend: AttnSlices | DeviceSlices
     """token rows `[0, T)` to the key rows that the memory returns"""
-    cross: AttnSlices
+    cross: AttnSlices | DeviceSlices
     """token rows to caption rows"""
     dt: Tensor | None = None
     """step-size feature `[G]` of distilled models"""

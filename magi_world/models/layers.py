@@ -14,8 +14,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from magi_world.config import DiTConfig
-from magi_world.kernels.attention import AttnSlices, attention
-from magi_world.models.rope import rotate
+from magi_world.kernels.attention import AttnSlices, DeviceSlices, attention
+from magi_world.kernels.modulate import gate_norm_residual
+from magi_world.kernels.rope import norm_rotary, norm_rotary_write, writes_fused
+from magi_world.kernels.rope.write import CacheRows, Norm
+from magi_world.kernels.swiglu import silu_multiply
 
 _NUM_FREQUENCIES = 128
 _INTERLEAVE = 8  # fixed by the checkpoints, whatever the number of heads
@@ -129,6 +132,10 @@ class KVMemory:
         """Take the forward's own rows of one layer; return all rows that its queries may read."""
         return k_TKD, v_TKD
 
+    def place(self, layer: int) -> CacheRows | None:
+        """Where :meth:`extend` would write on the device, for kernels that write themselves."""
+        return None
+
 
 class ParallelAttention(nn.Module):
     """Self- and cross-attention from the same normed input, one output projection."""
@@ -156,9 +163,9 @@ class ParallelAttention(nn.Module):
         self,
         x_TE: Tensor,
         rotary: tuple[Tensor, Tensor],
-        attend: AttnSlices,
+        attend: AttnSlices | DeviceSlices,
         caption: tuple[Tensor, Tensor],
-        cross: AttnSlices,
+        cross: AttnSlices | DeviceSlices,
         memory: KVMemory,
         layer: int,
     ) -> Tensor:
@@ -166,10 +173,17 @@ class ParallelAttention(nn.Module):
         p, d, dtype = self.linear_qkv, self.config.kv_channels, x_TE.dtype
         u = p.layer_norm(x_TE)
         q, qx, k, v = (linear(u).unflatten(-1, (-1, d)) for linear in (p.q, p.qx, p.k, p.v))
-        norm_dtype = self.q_layernorm.weight.dtype
-        q = rotate(self.q_layernorm(q.to(norm_dtype)), *rotary).to(dtype)
-        k = rotate(self.k_layernorm(k.to(norm_dtype)), *rotary).to(dtype)
-        keys, values = memory.extend(layer, k, v)
+        n_q, n_k = self.q_layernorm, self.k_layernorm
+        norms = Norm(n_q.weight, n_q.bias), Norm(n_k.weight, n_k.bias)
+        place = memory.place(layer) if writes_fused(q) else None
+        if place is None:
+            # under autocast the products are narrower than x, and stay wide from here on
+            q = norm_rotary(q.to(dtype), *norms[0], *rotary, n_q.eps)
+            k = norm_rotary(k.to(dtype), *norms[1], *rotary, n_k.eps)
+            keys, values = memory.extend(layer, k, v)
+        else:
+            q = norm_rotary_write(q, k, v, norms, rotary, n_q.eps, place)
+            keys, values = place.keys, place.values
         own, _ = attention(q, keys, values, attend)
         crossed, _ = attention(self.q_layernorm_xattn(qx), *caption, cross)
         both = torch.stack([own.flatten(1), crossed.flatten(1)], dim=1)  # [T, 2, E]
@@ -193,8 +207,7 @@ class MLP(nn.Module):
         """Exact GELU, or SiLU(first half) * second half with one rounding."""
         if not self.gated:
             return F.gelu(h)
-        gate, up = h.to(torch.promote_types(h.dtype, torch.float32)).chunk(2, dim=-1)
-        return (F.silu(gate) * up).to(h.dtype)
+        return silu_multiply(h)
 
     def forward(self, x_TE: Tensor) -> Tensor:
         out: Tensor = self.linear_fc2(self.activate(self.linear_fc1(self.layer_norm(x_TE))))
@@ -214,20 +227,16 @@ class TransformerLayer(nn.Module):
         self.mlp_post_norm = LayerNorm1p(hidden, eps)
 
     def _add(self, x_TE: Tensor, branch_TE: Tensor, gate_GE: Tensor, norm: LayerNorm1p) -> Tensor:
-        wide = norm.weight.dtype
-        branch_GnE = branch_TE.to(wide).unflatten(0, (gate_GE.shape[0], -1))
-        gated = (branch_GnE * gate_GE[:, None].to(wide)).flatten(0, 1)
-        summed: Tensor = x_TE.to(wide) + norm(gated)
-        return summed.to(x_TE.dtype)
+        return gate_norm_residual(x_TE, branch_TE, gate_GE, norm.weight, norm.bias, norm.eps)
 
     def forward(
         self,
         x_TE: Tensor,
         condition_GC: Tensor,
         rotary: tuple[Tensor, Tensor],
-        attend: AttnSlices,
+        attend: AttnSlices | DeviceSlices,
         caption: tuple[Tensor, Tensor],
-        cross: AttnSlices,
+        cross: AttnSlices | DeviceSlices,
         memory: KVMemory,
         layer: int,
     ) -> Tensor:

@@ -71,14 +71,6 @@ def rotary_angles(
     return angles.flatten(0, 2).float()
 
 
-def rotate(x_THD: Tensor, cos_TR: Tensor, sin_TR: Tensor) -> Tensor:
-    """Rotate the first 2R channels of every head, in two halves; the others pass through."""
-    half = cos_TR.shape[-1]
-    a, b, rest = x_THD.split([half, half, x_THD.shape[-1] - 2 * half], dim=-1)
-    cos, sin = cos_TR[:, None], sin_TR[:, None]
-    return torch.cat([a * cos - b * sin, b * cos + a * sin, rest], dim=-1)
-
-
 class LearnableRope(nn.Module):
     """Holds the frequencies as a parameter, as the checkpoints do."""
 

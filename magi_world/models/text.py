@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from magi_world.config import TextConfig
 from magi_world.errors import PromptError
 from magi_world.kernels.attention import AttnSlices, attention
-from magi_world.models.rope import rotate
+from magi_world.kernels.rope import rotate
 
 _END = 1
 _FIRST_BYTE = 3  # byte b is token b + 3, as in ByT5

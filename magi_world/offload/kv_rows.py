@@ -13,6 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from magi_world.kernels.rope.write import CacheRows
 from magi_world.offload.copies import CopyLane, host_empty
 
 Ranges = Sequence[tuple[int, int]]
@@ -57,6 +58,10 @@ class DeviceRows:
         keys.index_copy_(0, self._rows, k_TKD)
         values.index_copy_(0, self._rows, v_TKD)
         return keys, values
+
+    def place(self, layer: int) -> CacheRows:
+        """Where the own rows of a layer go, for kernels that write them themselves."""
+        return CacheRows(self.keys_LRKD[layer], self.values_LRKD[layer], self._rows)
 
     def edit(self) -> None:
         """Nothing is under way here."""

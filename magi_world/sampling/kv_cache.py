@@ -18,6 +18,7 @@ from torch import Tensor
 
 from magi_world.errors import CheckpointError
 from magi_world.kernels.attention import AttnSlices
+from magi_world.kernels.rope.write import CacheRows
 from magi_world.models.layers import KVMemory
 from magi_world.offload.kv_rows import DeviceRows, HostRows, KVRows
 
@@ -138,6 +139,10 @@ class KVCache(KVMemory):
     def extend(self, layer: int, k_TKD: Tensor, v_TKD: Tensor) -> tuple[Tensor, Tensor]:
         """Write the rows of the opened chunks; return all rows."""
         return self.rows.extend(layer, k_TKD, v_TKD)
+
+    def place(self, layer: int) -> CacheRows | None:
+        """See :class:`~magi_world.models.layers.KVMemory`; rows in host memory have none."""
+        return self.rows.place(layer) if isinstance(self.rows, DeviceRows) else None
 
     def finish(self, slots: Sequence[int], latents: Tensor) -> None:
         """Note the chunks whose keys and values are in the scratch places of these slots."""

@@ -26,6 +26,7 @@ from magi_world.errors import ConfigError, NotReset, PromptError, ResetOptionErr
 from magi_world.sampling import saved_state
 from magi_world.sampling.arguments import check_slots, chosen_clips, is_index
 from magi_world.sampling.chunk import Chunk, concatenate, fast
+from magi_world.sampling.fixed_step import FixedStep
 from magi_world.sampling.kv_cache import KVCache
 from magi_world.sampling.sampler import ChunkSampler, Places
 from magi_world.sampling.starts import Start, replay_together
@@ -68,6 +69,8 @@ class Rollout:
         steps: int | None = None,
         temperature: float = 1.0,
         starts: Starts = "opening",
+        compile: bool = False,
+        cuda_graph: bool = False,
     ) -> None:
         """Set up the slots; nothing is generated before :meth:`reset`.
 
@@ -78,6 +81,10 @@ class Rollout:
             steps: denoising steps per chunk, default the world's.
             temperature: factor on the initial noise.
             starts: "opening" draws resets from the real openings, "any" from all clips of the bank.
+            compile: :meth:`step` runs the DiT through ``torch.compile``; its first call compiles.
+                Results agree with those of the ordinary step to rounding.
+            cuda_graph: :meth:`step` replays one CUDA graph of denoising, clean pass and decode;
+                its first call captures it. A fork is an ordinary rollout.
 
         Raises:
             ConfigError: a value outside what is named here.
@@ -104,6 +111,11 @@ class Rollout:
         self.time = [0] * batch_size
         self.ready = [False] * batch_size
         self._starts_of_clips = {}
+        self._fixed: FixedStep | None = None
+        if compile or cuda_graph:
+            self._fixed = FixedStep(
+                self.sampler, self.cache, compile=compile, cuda_graph=cuda_graph
+            )
 
     @property
     def device(self) -> torch.device:
@@ -160,8 +172,11 @@ class Rollout:
         try:
             slots = range(self.batch_size)
             places = self._places(slots)
-            latents = self.sampler.denoise(self._noise(slots), prompts, places)
-            chunk = self.sampler.clean_pass(latents, prompts, places)
+            if self._fixed is None:
+                latents = self.sampler.denoise(self._noise(slots), prompts, places)
+                chunk = self.sampler.clean_pass(latents, prompts, places)
+            else:
+                chunk = self._fixed.step(self._noise(slots), prompts, places)
             draws = [torch.rand((), generator=generator) for generator in self.generators]
         except BaseException:
             for generator, state in zip(self.generators, before, strict=True):

@@ -1,7 +1,7 @@
 """Record what happens inside the first layer, from outside the model.
 
-The model offers no trace of its own: forward hooks see what enters and leaves its modules, and a
-wrapper around its attention call sees queries, keys, values and outputs.
+The model offers no trace of its own: forward hooks see what enters and leaves its modules, and
+wrappers around its calls of attention and of the gated post-norm see what goes through them.
 """
 
 from collections.abc import Iterator
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from magi_world.kernels.attention import attention
+from magi_world.kernels.modulate import gate_norm_residual, gated_norm
 from magi_world.models.dit import VideoDiT
 
 Trace = dict[str, Tensor]
@@ -53,18 +54,23 @@ def traced(dit: VideoDiT, num_clips: int) -> Iterator[Trace]:
             trace.update(xq=q, xk=k, xv=v, cross_attn=clip_last(out.flatten(1)))
         return out, lse
 
+    def see_branch(*args: Any, **kwargs: Any) -> Tensor:
+        names = [name for name in ("attn_post_norm", "mlp_post_norm") if name not in trace]
+        if names:
+            trace[names[0]] = clip_last(gated_norm(*args[1:], **kwargs))
+        return gate_norm_residual(*args, **kwargs)
+
     outputs = {
         "qkv_ln": layer.self_attention.linear_qkv.layer_norm,
         "attn_proj": layer.self_attention,
-        "attn_post_norm": layer.self_attn_post_norm,
         "mlp_out": layer.mlp,
-        "mlp_post_norm": layer.mlp_post_norm,
         "layer0_out": layer,
         "final_ln": blocks.final_layernorm,
         "final_linear": dit.final_linear,
     }
     with ExitStack() as stack:
         stack.enter_context(mock.patch("magi_world.models.layers.attention", see_attention))
+        stack.enter_context(mock.patch("magi_world.models.layers.gate_norm_residual", see_branch))
         hooks = [layer.register_forward_pre_hook(enter_layer)]
 
         def record(module: nn.Module, name: str, clips: bool = True) -> None:

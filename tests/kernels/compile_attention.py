@@ -7,33 +7,25 @@ width, matrix instructions and bytes of registers that spill.
 """
 
 import json
-import re
-import subprocess
 import sys
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import torch
-import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
 
 from magi_world.kernels.attention import triton_kernels
 from magi_world.kernels.attention.triton_ops import tile_config
+from tests.kernels.gpu_compiler import POINTERS, compile_kernel
 
-POINTERS = {"float16": "*fp16", "bfloat16": "*bf16", "float32": "*fp32"}
-MATRIX = {80: "mma.sync", 90: "wgmma.mma_async", 100: "tcgen05.mma"}
 LISTS = ("slices", "starts", "splits", "ends", "tiles", "owners", "order")
 
 
 def signature(function: Any, dtype: str) -> dict[str, str]:
-    """Types of the arguments of a kernel."""
+    """Types of the arguments of a kernel but the constants."""
     types = {}
     for name in function.arg_names:
         if name.isupper() and name not in ("Tq", "Tk", "H"):
-            types[name] = "constexpr"
-        elif name in LISTS:
+            continue
+        if name in LISTS:
             types[name] = "*i32"
         elif name in ("sink", "lse", "delta"):
             types[name] = "*fp32"
@@ -44,22 +36,6 @@ def signature(function: Any, dtype: str) -> dict[str, str]:
         else:
             types[name] = POINTERS[dtype]
     return types
-
-
-def spilled(ptx: str, target: int) -> int:
-    """Bytes that ptxas spills; the plain ptxas of the package rejects newer targets."""
-    folder = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-    name = re.search(r"\.target (\S+)", ptx)
-    assert name is not None
-    with tempfile.TemporaryDirectory() as scratch:
-        source = Path(scratch, "kernel.ptx")
-        source.write_text(ptx)
-        chip = f"--gpu-name={name[1].rstrip(',')}"
-        command: list[str | Path] = [folder / "ptxas-blackwell", "-v", chip, source]
-        done = subprocess.run(
-            [*command, "-o", Path(scratch, "out")], capture_output=True, text=True, check=True
-        )
-    return sum(int(n) for n in re.findall(r"(\d+) bytes spill stores", done.stdout + done.stderr))
 
 
 def main(target: int, width: int, dtype: str) -> None:
@@ -74,23 +50,15 @@ def main(target: int, width: int, dtype: str) -> None:
             "PRECISION": "ieee",
         }  # fmt: skip
         types = signature(function, dtype)
-        constants = {key: value for key, value in constants.items() if key in types}
-        # what the launcher finds out for itself: addresses and strides are multiples of 16
-        aligned = {
-            (i,): [["tt.divisibility", 16]]
-            for i, (key, kind) in enumerate(types.items())
-            if kind.startswith("*") or key.startswith("stride")
-        }
-        compiled = triton.compile(
-            ASTSource(fn=function, signature=types, constexprs=constants, attrs=aligned),
-            target=GPUTarget("cuda", target, 32),
-            options={"num_warps": config.warps, "num_stages": config.stages},
-        )
-        ptx = compiled.asm["ptx"]
+        constants = {key: value for key, value in constants.items() if key in function.arg_names}
+        compiled = compile_kernel(
+            function, target, types, constants, warps=config.warps, stages=config.stages,
+            aligned=tuple(key for key in types if key.startswith("stride")),
+        )  # fmt: skip
         row = {
             "kernel": kernel, "target": target, "width": width, "dtype": dtype,
-            "matrix": ptx.count(MATRIX[target]), "spilled": spilled(ptx, target),
-            "shared": compiled.metadata.shared, "warps": config.warps,
+            "matrix": compiled.matrix, "spilled": compiled.spilled, "shared": compiled.shared,
+            "warps": config.warps,
         }  # fmt: skip
         print(json.dumps(row), flush=True)
 

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from magi_world.errors import ConfigError
-from magi_world.models.rope import LearnableRope, axis_positions, rotary_angles, rotate
+from magi_world.kernels.rope import rotate
+from magi_world.models.rope import LearnableRope, axis_positions, rotary_angles
 
 FAR = [10, 1_000_000, 40_000_000]  # latent frames; the last is two weeks of play
 

@@ -1,0 +1,61 @@
+"""Operations registered with torch, so that torch.compile, CUDA graphs and autograd know them.
+
+Eager calls need none of this and go past it where they can: a call through torch's dispatcher into
+Python costs some ten microseconds.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+NAMESPACE = "magi_world"
+LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
+
+
+def register(
+    schema: str,
+    forward: Callable[..., Any],
+    fake: Callable[..., Any],
+    *,
+    setup_context: Callable[[Any, tuple[Any, ...], Any], None] | None = None,
+    backward: Callable[..., Any] | None = None,
+    mutates: bool = False,
+) -> Any:
+    """Register an operation as ``torch.ops.magi_world.NAME``.
+
+    Args:
+        schema: ``NAME(arguments) -> results`` in torch's notation; an argument that is written to
+            is marked there.
+        forward: computes it on real tensors of any device, without gradients.
+        fake: the shapes and dtypes of the results, from tensors without data.
+        setup_context: keeps what the backward needs, as of an ``autograd.Function``.
+        backward: gradients of all arguments.
+        mutates: it writes to arguments, so it refuses those that need a gradient: torch alone
+            would give wrong gradients with a warning.
+
+    Returns:
+        The operation; call it as a function.
+    """
+    name = schema.partition("(")[0]
+    LIBRARY.define(schema)
+    LIBRARY.impl(name, forward, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=LIBRARY)
+    if backward is not None:
+        torch.library.register_autograd(
+            f"{NAMESPACE}::{name}", backward, setup_context=setup_context, lib=LIBRARY
+        )
+    operation = getattr(getattr(torch.ops, NAMESPACE), name).default
+
+    def without_gradients(*arguments: Any) -> Any:
+        if torch.is_grad_enabled() and any(
+            isinstance(x, torch.Tensor) and x.requires_grad for x in arguments
+        ):
+            raise RuntimeError(f"{name} writes to its arguments and has no gradient: call it under "
+                               "torch.no_grad() or torch.inference_mode()")  # fmt: skip
+        with torch._C._AutoDispatchBelowAutograd():
+            return operation(*arguments)
+
+    if mutates:
+        LIBRARY.impl(name, without_gradients, "Autograd")
+    return operation

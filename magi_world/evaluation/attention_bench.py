@@ -1,0 +1,283 @@
+"""Speed and memory of attention: our backends beside torch's own, on one machine in one run.
+
+On a CPU the mask is the issue's block-causal one, beside SDPA with a dense mask. On a GPU it is
+six masks from 4k to 64k tokens. Operations are those of the cells that a mask has: 4 * cells * H *
+D forwards, 2.5 times that backwards.
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from itertools import accumulate
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from magi_world.kernels.attention import AttnSlices, attention, builders
+
+# Shape suffixes: T tokens, H heads, D head width.
+
+Say = Callable[[str], None]
+CPU_TOKENS, CPU_HEADS, CPU_WIDTH, CPU_CHUNKS = 4096, 8, 64, 8
+GPU_HEADS, GPU_KEY_HEADS, GPU_WIDTH = 16, 16, 128
+GPU_TOKENS = (4096, 8192, 16384, 32768, 65536)
+CPU_BACKENDS = ("cpu", "sdpa", "flex")
+GPU_BACKENDS = ("triton", "flash4", "flex")
+DENSE = "sdpa with a dense mask"
+
+
+class Timing(NamedTuple):
+    """Seconds of one call, the median of several."""
+
+    forward: float
+    backward: float | None
+    """None where there is no backward"""
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait until a device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def median_seconds(call: Callable[[], Any], device: torch.device, *, budget: float) -> float:
+    """Median time of a call, repeated for some seconds and at least three times."""
+    call()
+    seconds: list[float] = []
+    until = time.perf_counter() + budget
+    while len(seconds) < 3 or (time.perf_counter() < until and len(seconds) < 50):
+        synchronise(device)
+        begin = time.perf_counter()
+        call()
+        synchronise(device)
+        seconds.append(time.perf_counter() - begin)
+    return statistics.median(seconds)
+
+
+def block_causal_mask(tokens: int, chunks: int = CPU_CHUNKS) -> AttnSlices:
+    """The mask of the goal on CPUs: equal chunks that see themselves and all before."""
+    return builders.block_causal(tokens, tokens // chunks)
+
+
+def gpu_masks(tokens: int) -> dict[str, AttnSlices]:
+    """The masks of the table on GPUs."""
+    block = tokens // 8
+    lengths = [tokens // 2, tokens // 4, tokens // 4]
+    return {
+        "full": builders.full(tokens),
+        "causal": builders.causal(tokens),
+        "block-causal": builders.block_causal(tokens, block),
+        "sliding window": builders.sliding_window(tokens, 1024),
+        "varlen block-causal": builders.varlen(lengths, block=max(1, block // 4)),
+        # a window of four chunks over four clean ones
+        "MAGI window": builders.video_window(4, 4, block, 5),
+    }
+
+
+def attention_calls(
+    mask: AttnSlices, name: str, tokens: int
+) -> Callable[[Tensor, Tensor, Tensor], Tensor] | None:
+    """A form of attention under a mask; None where it cannot express the mask."""
+    if name == DENSE:
+        from magi_world.kernels.attention.reference import dense_mask
+
+        dense = dense_mask(mask, tokens, tokens)
+
+        def with_mask(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=dense)
+            return out[0].transpose(0, 1)
+
+        return with_mask
+    if name in ("sdpa flash", "cudnn"):
+        return _torch_fused(mask, name, tokens)
+
+    def ours(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return attention(q, k, v, mask, backend=name)[0]  # type: ignore[arg-type]
+
+    return ours
+
+
+def _torch_fused(
+    mask: AttnSlices, name: str, tokens: int
+) -> Callable[[Tensor, Tensor, Tensor], Tensor] | None:
+    """torch's fused kernels, which know full and causal masks only."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    whole = [((0, tokens, 0, tokens, kind),) for kind in (0, 1)]
+    if mask.rows not in whole:
+        return None
+    causal = mask.rows[0][4] == 1
+    kernel = SDPBackend.FLASH_ATTENTION if name == "sdpa flash" else SDPBackend.CUDNN_ATTENTION
+
+    def fused(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
+        with sdpa_kernel(kernel):
+            out = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+        return out[0].transpose(0, 1)
+
+    return fused
+
+
+def timed(
+    call: Callable[[Tensor, Tensor, Tensor], Tensor],
+    shape_THD: tuple[int, int, int],
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    budget: float,
+    backward: bool = True,
+    queries: int | None = None,
+) -> Timing:
+    """Time the forward without gradients, then forward and backward less the forward.
+
+    There are as many queries as keys, or ``queries``.
+    """
+    generator = torch.Generator().manual_seed(0)
+    _, H, D = shape_THD
+    tokens = [shape_THD[0] if queries is None else queries, shape_THD[0], shape_THD[0]]
+    leaves = [
+        torch.randn(T, H, D, generator=generator).to(device, dtype).requires_grad_(backward)
+        for T in tokens
+    ]
+    d_out = torch.randn(tokens[0], H, D, generator=generator).to(device, dtype)
+    with torch.no_grad():
+        forward = median_seconds(lambda: call(*leaves), device, budget=budget)
+    if not backward:
+        return Timing(forward, None)
+
+    def both() -> None:
+        torch.autograd.grad(call(*leaves), leaves, d_out)
+
+    with_gradients = median_seconds(lambda: call(*leaves), device, budget=budget / 2)
+    return Timing(forward, median_seconds(both, device, budget=budget) - with_gradients)
+
+
+def bench_attention_cpu(*, budget: float = 3.0, say: Say = lambda text: None) -> dict[str, Any]:
+    """Our CPU backends beside SDPA with a dense mask; what cannot run is said so.
+
+    ``speedup`` is the dense form's time over this one's, ``ceiling`` what skipping alone can give.
+    """
+    T, shape = CPU_TOKENS, (CPU_TOKENS, CPU_HEADS, CPU_WIDTH)
+    mask, device = block_causal_mask(CPU_TOKENS), torch.device("cpu")
+    rows: list[dict[str, Any]] = []
+    for name in (DENSE, *CPU_BACKENDS):
+        say(f"attention on the CPU: {name}")
+        call = attention_calls(mask, name, T)
+        assert call is not None
+        # FlexAttention has no backward on a CPU and is slow without compilation
+        backward = name != "flex"
+        try:
+            time_ = timed(call, shape, device, torch.float32, budget=budget, backward=backward)
+        except (RuntimeError, ValueError, NotImplementedError, ImportError) as error:
+            rows.append({"backend": name, "absent": _line(error)})
+            continue
+        row: dict[str, Any] = {"backend": name, "forward_ms": time_.forward * 1e3}
+        if time_.backward is not None:
+            row["backward_ms"] = time_.backward * 1e3
+        dense = rows[0] if rows else row
+        for way in ("forward", "backward"):
+            if f"{way}_ms" in row:
+                row[f"{way}_speedup"] = dense[f"{way}_ms"] / row[f"{way}_ms"]
+        rows.append(row)
+    return {
+        "tokens": T, "heads": CPU_HEADS, "width": CPU_WIDTH, "chunks": CPU_CHUNKS,
+        "ceiling": T * T / mask.area(), "rows": rows,
+        "memory": [memory_growth(name) for name in (DENSE, "reference", "cpu", "sdpa")],
+    }  # fmt: skip
+
+
+def peak_memory(call: Callable[[], Any]) -> int:
+    """Most bytes that a call holds at once on the CPU, beside what was there before."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with torch.no_grad(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as prof:
+        call()
+    results = prof.profiler.kineto_results
+    changes = [event for event in results.events() if event.name() == "[memory]"]
+    held = accumulate(e.nbytes() for e in sorted(changes, key=lambda e: e.start_ns()))
+    return max(held, default=0)
+
+
+def memory_growth(name: str, tokens: int = CPU_TOKENS) -> dict[str, Any]:
+    """Peak memory of a forward at T / 2 and at T tokens; a ratio of 4 is T squared."""
+    peaks = []
+    for T in (tokens // 2, tokens):
+        q, k, v = (torch.randn(T, 2, CPU_WIDTH) for _ in range(3))
+        mask = block_causal_mask(T)
+
+        def once(
+            q: Tensor = q, k: Tensor = k, v: Tensor = v, mask: AttnSlices = mask, T: int = T
+        ) -> None:
+            call = attention_calls(mask, name, T)
+            assert call is not None
+            call(q, k, v)
+
+        peaks.append(peak_memory(once))
+    half, whole = peaks
+    return {
+        "backend": name, "tokens": tokens, "half_mib": half / 2**20, "mib": whole / 2**20,
+        "growth": whole / half,
+    }  # fmt: skip
+
+
+def bench_attention_gpu(
+    device: torch.device,
+    *,
+    peak_flops: float,
+    tokens: Sequence[int] = GPU_TOKENS,
+    budget: float = 0.1,
+    say: Say = lambda text: None,
+) -> list[dict[str, Any]]:
+    """TFLOP/s and share of the matmul peak for every mask, length and implementation.
+
+    ``of_fa`` relates a row to the faster of SDPA's flash and cuDNN kernels, or flash-attn-4 where
+    it runs, on the full mask of the same length: the FA class of this machine.
+    """
+    rows: list[dict[str, Any]] = []
+    for T in tokens:
+        shape = (T, GPU_HEADS, GPU_WIDTH)
+        for title, mask in gpu_masks(T).items():
+            flops = 4.0 * mask.area() * GPU_HEADS * GPU_WIDTH
+            for name in ("sdpa flash", "cudnn", *GPU_BACKENDS):
+                say(f"attention on the GPU: {title}, {T} tokens, {name}")
+                row: dict[str, Any] = {"mask": title, "tokens": T, "backend": name}
+                rows.append(row)
+                call = attention_calls(mask, name, T)
+                if call is None:
+                    row["absent"] = "full and causal masks only"
+                    continue
+                try:
+                    time_ = timed(
+                        call, shape, device, torch.bfloat16, budget=budget,
+                        queries=mask.extent()[0],
+                    )  # fmt: skip
+                except Exception as error:  # a GPU package may fail in any way
+                    row["absent"] = _line(error)
+                    continue
+                assert time_.backward is not None
+                row["forward_tflops"] = flops / time_.forward / 1e12
+                row["backward_tflops"] = 2.5 * flops / time_.backward / 1e12
+                row["forward_peak_share"] = flops / time_.forward / peak_flops
+                row["backward_peak_share"] = 2.5 * flops / time_.backward / peak_flops
+    _relate(rows)
+    return rows
+
+
+def _relate(rows: list[dict[str, Any]]) -> None:
+    """Put every speed beside the FA class of its length."""
+    for row in rows:
+        same = [r for r in rows if r["tokens"] == row["tokens"] and r["mask"] == "full"]
+        for way in ("forward", "backward"):
+            key = f"{way}_tflops"
+            classes = [r for r in same if r["backend"] == "flash4" and key in r] or [
+                r for r in same if r["backend"] in ("sdpa flash", "cudnn") and key in r
+            ]
+            if key in row and classes:
+                row[f"{way}_of_fa"] = row[key] / max(r[key] for r in classes)
+
+
+def _line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0]
