@@ -19,7 +19,7 @@ from magi_world.planning.steady import PROMPT_TOKENS
 from magi_world.sampling.captions import Caption
 from magi_world.sampling.settings import GenerateSettings, sampler_config
 from magi_world.sampling.window import WindowSampler
-from tests.planning.peak import peak_bytes
+from magi_world.evaluation.peak_memory import peak_bytes
 
 VAE = VAEConfig(
     video_size=32, video_length=8, patch_size=8, patch_length=4, embed_dim=32, depth=1,
