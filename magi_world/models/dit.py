@@ -206,7 +206,8 @@ class VideoDiT(nn.Module):
         layers = self.layers
         if InPlaceLayers.fits(layers, hidden):
             shared = Shared(condition, inputs.rotary, inputs.attend, inputs.cross, memory)
-            run = InPlaceLayers(shared).run
+            widest = layers[0].mlp.linear_fc1.out_features
+            run = InPlaceLayers(shared, widest).run
             for index, layer in enumerate(layers):
                 run(layer, hidden, inputs.caption[index], index)
         else:

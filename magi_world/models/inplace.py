@@ -38,11 +38,13 @@ class Shared(NamedTuple):
 class InPlaceLayers:
     """Runs the layers of one forward; made anew for every forward."""
 
-    def __init__(self, shared: Shared) -> None:
+    def __init__(self, shared: Shared, widest: int) -> None:
+        """Take what the layers share, and the most channels that one of them widens to."""
         self.shared = shared
         cos_TR, sin_TR = shared.rotary
         self._cos, self._sin = cos_TR[:, None], sin_TR[:, None]  # over the heads
-        self._wide: Tensor | None = None
+        self._most = widest
+        self._block: Tensor | None = None
 
     @staticmethod
     def fits(layers: list[TransformerLayer], hidden_TE: Tensor) -> bool:
@@ -71,23 +73,33 @@ class InPlaceLayers:
     ) -> Tensor:
         block, shared = layer.self_attention, self.shared
         p, D = block.linear_qkv, block.config.kv_channels
+        T, E = x_TE.shape
         u_TE = p.layer_norm(x_TE)
         k = self._rotate(block.k_layernorm(p.k(u_TE).unflatten(-1, (-1, D))))
         keys, values = shared.memory.extend(index, k, p.v(u_TE).unflatten(-1, (-1, D)))
         q = self._rotate(block.q_layernorm(p.q(u_TE).unflatten(-1, (-1, D))))
-        qx = p.qx(u_TE).unflatten(-1, (-1, D))
-        del u_TE, k
-        T, E = x_TE.shape
-        both = x_TE.new_empty(T, INTERLEAVE, 2, E // INTERLEAVE)
         own, _ = attention(q, keys, values, shared.attend)
+        del q, k, keys, values
+        q = block.q_layernorm_xattn(p.qx(u_TE).unflatten(-1, (-1, D)))
+        del u_TE
+        crossed, _ = attention(q, *caption, shared.cross)
         del q
+        both = self._buffer(x_TE, 2 * E).view(T, INTERLEAVE, 2, E // INTERLEAVE)
         both[:, :, 0] = own.view(T, INTERLEAVE, -1)
-        del own
-        crossed, _ = attention(block.q_layernorm_xattn(qx), *caption, shared.cross)
         both[:, :, 1] = crossed.view(T, INTERLEAVE, -1)
-        del crossed, qx
         out: Tensor = F.linear(both.view(T, 2 * E), block.linear_proj.weight)
         return out
+
+    def _buffer(self, x_TE: Tensor, width: int) -> Tensor:
+        """Room for `[T, width]` that belongs to nobody for long.
+
+        One block for all layers: memory that is given back and asked for again comes without
+        pages, and the system takes as long to put them in as a norm takes to compute.
+        """
+        size = x_TE.shape[0] * width
+        if self._block is None or self._block.numel() < size:
+            self._block = x_TE.new_empty(max(size, x_TE.shape[0] * self._most))
+        return self._block[:size].view(-1, width)
 
     def _rotate(self, x_THD: Tensor) -> Tensor:
         """:func:`magi_world.models.rope.rotate`, in place."""
@@ -101,10 +113,8 @@ class InPlaceLayers:
     def _mlp(self, layer: TransformerLayer, x_TE: Tensor) -> Tensor:
         mlp = layer.mlp
         weight_FE = mlp.linear_fc1.weight
-        shape = (x_TE.shape[0], weight_FE.shape[0])
-        if self._wide is None or self._wide.shape != shape:
-            self._wide = x_TE.new_empty(shape)
-        h_TF = torch.mm(mlp.layer_norm(x_TE), weight_FE.t(), out=self._wide)
+        wide = self._buffer(x_TE, weight_FE.shape[0])
+        h_TF = torch.mm(mlp.layer_norm(x_TE), weight_FE.t(), out=wide)
         if mlp.gated:
             gate, up = h_TF.chunk(2, dim=-1)
             h_TF = F.silu(gate, inplace=True).mul_(up)

@@ -64,7 +64,7 @@ class Endless:
 
 
 def measured(config: WorldConfig, settings: GenerateSettings, dit: VideoDiT) -> int:
-    """Peak of denoising six chunks, weights not counted."""
+    """Peak of denoising nine chunks, weights not counted."""
     sampler = sampler_config(config, settings)
     size = config.latent_shape
 
@@ -73,7 +73,7 @@ def measured(config: WorldConfig, settings: GenerateSettings, dit: VideoDiT) -> 
             Caption(dit.caption_kv(torch.zeros(rows, config.dit.caption_channels)))
             for rows in (config.sampling.null_prompt_tokens, PROMPT_TOKENS)
         )
-        window = WindowSampler(dit, sampler, size=size, null=null, num_chunks=6)
+        window = WindowSampler(dit, sampler, size=size, null=null, num_chunks=9)
         for _ in window.run(Endless(size, caption, sampler.kv_ranges)):
             pass
 
