@@ -106,16 +106,23 @@ def _in_place_bytes(config: DiTConfig, *, chunks: int, tokens: int, seen: int) -
     E, H = config.hidden_size, config.num_attention_heads
     F = config.ffn_hidden_size * (2 if config.gated_linear_unit else 1)
     K, T = config.num_query_groups * config.kv_channels, chunks * tokens
-    folded = config.num_attention_heads > config.num_query_groups
+    share = H // config.num_query_groups
+    copies = 2 if share > 1 else 1  # with keys that heads share the queries are laid out anew
     # input, norm, q, own k, result; of one chunk its queries, its result and what it sees
-    reading = T * (4 * E + K + H) + tokens * (2 * E + seen * 2 * K)
-    # input, result of self-attention, queries and result of cross-attention; with keys that heads
-    # share the queries and the result once more, in another order
-    crossing = T * (4 * E + 2 * H + (2 * E + H if folded else 0))
-    # the buffer is there from the second layer on, and in the first one behind the attention
+    reading = T * (4 * E + K + H) + tokens * (copies * E + seen * 2 * K)
+    reading += _kernel_floats(tokens * share, seen * tokens, config.kv_channels)
+    # input, result of self-attention, queries and result of cross-attention
+    crossing = T * (4 * E + 2 * H + (2 * E + H if share > 1 else 0))
+    # the buffer comes behind the attention of the first layer and stays
     buffer = T * max(2 * E, F)
-    held = max(reading, crossing) if config.num_layers > 1 else 0
-    return _FLOAT * (buffer + max(held, T * 3 * E))
+    attention = max(reading, crossing) + (buffer if config.num_layers > 1 else 0)
+    return _FLOAT * max(attention, buffer + T * (3 * E + 2 * H))
+
+
+def _kernel_floats(rows: int, keys: int, head_width: int) -> int:
+    """What PyTorch's attention on a CPU holds: scores and sums of a block, in every thread."""
+    block = 256 if rows >= 768 else 64 if rows >= 192 else 32
+    return torch.get_num_threads() * min(block, rows) * (min(512, keys) + 2 + head_width)
 
 
 def window_bytes(
