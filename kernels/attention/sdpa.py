@@ -59,37 +59,43 @@ def _forward(
     T, H, D = q.shape
     share = H // k.shape[1]
     plan: Plan = settings.plan
-    outs, lses = [], []
+    wide = torch.promote_types(q.dtype, torch.float32)
+    whole = plan.whole and plan.rows.numel() == T
+    covered = plan.rows.numel() == T  # no row is in two groups
+    out_THD = lse_TH = q.new_empty(0)
+    if covered and not (whole and share == 1):
+        out_THD, lse_TH = q.new_empty(T, H, D), q.new_empty(T, H, dtype=wide)
+    elif not covered:
+        out_THD = q.new_zeros(T, H, D)
+        lse_TH = q.new_full((T, H), -math.inf, dtype=wide)
     for group in plan.groups:
         q_BHTD = _take(q, group.q_start, group.q_rows, group.count)
         k_BHTD = _take(k, group.k_start, group.k_rows, group.count)
         v_BHTD = _take(v, group.k_start, group.k_rows, group.count)
-        if share > 1 and group.alike:
+        fold = share > 1 and group.alike
+        if fold:
             q_BHTD = _fold(q_BHTD, share)
         elif share > 1:
             k_BHTD, v_BHTD = _heads(k_BHTD, share), _heads(v_BHTD, share)
         bias = group.bias(q.dtype)
         out, lse = _group_attention(q_BHTD, k_BHTD, v_BHTD, bias, settings.scale)
-        if share > 1 and group.alike:
-            out, lse = _unfold(out, share), lse.unflatten(2, (share, -1)).flatten(1, 2)
+        if fold:  # views, so that what was folded is copied once, into its place
+            out = out.unflatten(2, (share, -1)).permute(0, 3, 1, 2, 4)  # [B, rows, G, share, D]
+            lse = lse.unflatten(2, (share, -1)).permute(0, 3, 1, 2)
+        else:
+            out, lse = out.transpose(1, 2), lse.transpose(1, 2)  # [B, rows, H, D]
         if group.dead is not None:
-            out = out.masked_fill(group.dead[:, None, :, None], 0.0)
-            lse = lse.masked_fill(group.dead[:, None], -math.inf)
-        outs.append(out.transpose(1, 2).reshape(-1, H, D))
-        lses.append(lse.transpose(1, 2).reshape(-1, H))
-    wide = torch.promote_types(q.dtype, torch.float32)
-    if plan.whole and plan.rows.numel() == T:
-        out_THD, lse_TH = outs[0], lses[0].to(wide)
-    else:
-        out_THD = q.new_zeros(T, H, D)
-        lse_TH = q.new_full((T, H), -math.inf, dtype=wide)
-        for group, out, lse in zip(plan.groups, outs, lses, strict=True):
-            if group.q_start is None:
-                out_THD.index_copy_(0, group.q_rows, out)
-                lse_TH.index_copy_(0, group.q_rows, lse.to(wide))
-            else:
-                rows = slice(group.q_start, group.q_start + group.q_rows.numel())
-                out_THD[rows], lse_TH[rows] = out, lse
+            dead = group.dead.view(*group.dead.shape, *[1] * (lse.ndim - 2))
+            out, lse = out.masked_fill(dead[..., None], 0.0), lse.masked_fill(dead, -math.inf)
+        if whole and share == 1:
+            out_THD, lse_TH = out.reshape(T, H, D), lse.reshape(T, H).to(wide)
+        elif group.q_start is None:
+            out_THD.index_copy_(0, group.q_rows, out.reshape(-1, H, D))
+            lse_TH.index_copy_(0, group.q_rows, lse.reshape(-1, H).to(wide))
+        else:
+            rows = slice(group.q_start, group.q_start + group.q_rows.numel())
+            out_THD[rows].view(out.shape).copy_(out)
+            lse_TH[rows].view(lse.shape).copy_(lse)
     return (out_THD, lse_TH) if sink_H is None else add_sink(out_THD, lse_TH, sink_H)
 
 

@@ -1,6 +1,7 @@
 """The verb `bench`: memory, speed and latency of a world, and its kernels, on this machine."""
 
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
@@ -135,3 +136,85 @@ def env(
         for row in rows:
             print(f"\nlargest operators, {row['num_envs']} slots")
             emit_table(row["profile"]["top"], ("operator", "share"))
+
+
+@app.command("dit")
+def dit(
+    config: Annotated[
+        Path | None,
+        typer.Option(help="A published configuration file or a world's JSON; a default without."),
+    ] = None,
+    mode: Annotated[
+        str | None, typer.Option(help="base or distill; the file's own by default.")
+    ] = None,
+    window: Annotated[int | None, typer.Option(min=1, help="Chunks denoised together.")] = None,
+    steps: Steps = None,
+    chunks: Annotated[
+        int | None, typer.Option(min=1, help="Chunks of the video; the file's num_frames.")
+    ] = None,
+    caption_tokens: Annotated[int, typer.Option(min=1, help="Tokens of the caption.")] = 128,
+    memory: Annotated[bool, typer.Option(help="Also measure the peak of memory.")] = True,
+    seed: Seed = 0,
+    device: Device = None,
+    dtype: DType = None,
+    as_json: AsJson = False,
+) -> None:
+    """Time one denoising step and one chunk of a DiT with random weights.
+
+    The same video is made with all savings, with each one off, with all off and in the order of the
+    published code; the variants take turns step by step. Beside the times stand the counted
+    operations of each part and the share of the matmul peak, measured in the same run.
+    """
+    import torch
+
+    from magi_world.errors import ConfigError
+    from magi_world.evaluation.bench import machine
+    from magi_world.evaluation.dit_bench import bench_dit
+    from magi_world.evaluation.dit_case import MODES, read_case
+    from magi_world.placement import DTYPES, check_place
+
+    if mode is not None and mode not in MODES:
+        raise ConfigError(f"--mode {mode}: {' or '.join(MODES)} is needed")
+    check_place(device, dtype)
+    case = read_case(config, mode=mode, window=window, steps=steps, chunks=chunks)  # type: ignore[arg-type]
+    if caption_tokens > case.dit.caption_max_length:
+        raise ConfigError(
+            f"--caption-tokens {caption_tokens}: the model takes {case.dit.caption_max_length}"
+        )
+    say(machine())
+    result = bench_dit(
+        case,
+        device=torch.device(device or "cpu"),
+        dtype=DTYPES[dtype or "float32"],
+        caption_tokens=caption_tokens,
+        seed=seed,
+        memory=memory,
+        say=say,
+    )
+    if as_json:
+        emit_json(result)
+        return
+    _print_dit(result)
+
+
+def _print_dit(result: dict[str, Any]) -> None:
+    rows = result.pop("variants")
+    parts = result.pop("flops")
+    for name in ("step", "chunk"):
+        result |= {f"{name} {key}": value for key, value in result.pop(name).items()}
+    emit_pairs(result)
+    print("\noperations of a chunk, GFLOP")
+    emit_table([{k: v / 1e9 for k, v in parts.items()}], tuple(parts))
+    print(f"\nvariants; ratios to {result['ratios_to']}")
+    shown = [
+        {"variant": name, **row, "gflop_per_chunk": row["flops_per_chunk"] / 1e9}
+        | {"peak_mib": row["peak_bytes"] / 2**20 if "peak_bytes" in row else None}
+        for name, row in rows.items()
+    ]
+    emit_table(
+        shown,
+        (
+            "variant", "seconds_per_chunk", "cpu_seconds_per_chunk", "gflop_per_chunk",
+            "chunk_passes", "time_ratio", "cpu_time_ratio", "flops_ratio", "peak_mib",
+        ),
+    )  # fmt: skip

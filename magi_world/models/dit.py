@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from magi_world.config import DiTConfig
 from magi_world.errors import ConfigError
 from magi_world.kernels.attention import AttnSlices, DeviceSlices
+from magi_world.models.inplace import InPlaceLayers, Shared
 from magi_world.models.layers import (
     CaptionEmbedder,
     KVMemory,
@@ -202,11 +203,19 @@ class VideoDiT(nn.Module):
         if (inputs.previous is not None) != self.config.previous_chunk:
             raise ConfigError("a model with previous_chunk is given the previous one, others not")
         hidden = self._embed(inputs.x, inputs.previous).to(self.block_dtype)
-        for index, layer in enumerate(self.layers):
-            hidden = layer(
-                hidden, condition, inputs.rotary, inputs.attend,
-                inputs.caption[index], inputs.cross, memory, index,
-            )  # fmt: skip
+        layers = self.layers
+        if InPlaceLayers.fits(layers, hidden):
+            shared = Shared(condition, inputs.rotary, inputs.attend, inputs.cross, memory)
+            widest = layers[0].mlp.linear_fc1.out_features
+            run = InPlaceLayers(shared, widest).run
+            for index, layer in enumerate(layers):
+                run(layer, hidden, inputs.caption[index], index)
+        else:
+            for index, layer in enumerate(layers):
+                hidden = layer(
+                    hidden, condition, inputs.rotary, inputs.attend,
+                    inputs.caption[index], inputs.cross, memory, index,
+                )  # fmt: skip
         final = self.videodit_blocks.final_layernorm
         normed = final(hidden.to(final.weight.dtype))
         velocity = self._unpatch(self.final_linear(normed), size)

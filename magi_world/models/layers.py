@@ -21,7 +21,7 @@ from magi_world.kernels.rope.write import CacheRows, Norm
 from magi_world.kernels.swiglu import silu_multiply
 
 _NUM_FREQUENCIES = 128
-_INTERLEAVE = 8  # fixed by the checkpoints, whatever the number of heads
+INTERLEAVE = 8  # fixed by the checkpoints, whatever the number of heads
 
 
 class LayerNorm1p(nn.Module):
@@ -187,7 +187,7 @@ class ParallelAttention(nn.Module):
         own, _ = attention(q, keys, values, attend)
         crossed, _ = attention(self.q_layernorm_xattn(qx), *caption, cross)
         both = torch.stack([own.flatten(1), crossed.flatten(1)], dim=1)  # [T, 2, E]
-        both = both.unflatten(-1, (_INTERLEAVE, -1)).transpose(1, 2).flatten(1)
+        both = both.unflatten(-1, (INTERLEAVE, -1)).transpose(1, 2).flatten(1)
         out: Tensor = self.linear_proj(both)
         return out
 

@@ -83,30 +83,46 @@ def activation_bytes(
         seen: most chunks that one of them sees, itself included.
         dtype: of the hidden states.
     """
+    if dtype is torch.float32:
+        return _in_place_bytes(config, chunks=chunks, tokens=tokens, seen=seen)
     E, F, H = config.hidden_size, config.ffn_hidden_size, config.num_attention_heads
     K, b = config.num_query_groups * config.kv_channels, dtype.itemsize
     T = chunks * tokens
-    rounded = b < _FLOAT
     # input, norm, q and qx, own k and v
     projected = (4 * E + 2 * K) * b
     # results so far; of one chunk its queries, its result and what it sees of the ring
     reading = T * (projected + E * b) + tokens * (2 * E + seen * 2 * K) * b
-    # both results and their log-sum-exp, then interleaved
-    mixing = projected + 2 * E * b + H * _FLOAT
-    if rounded:  # interleaved, widened to float32, projected
-        mixing += 2 * E * b + 3 * E * _FLOAT
-    else:  # stacked, and copied in another order
-        mixing += 4 * E * b
+    # both results and their log-sum-exp, interleaved, widened to float32, projected
+    mixing = projected + 4 * E * b + H * _FLOAT + 3 * E * _FLOAT
     # input of the layer, result of its attention in float32, their sum
-    mlp = 2 * E * b + E * _FLOAT
-    if not config.gated_linear_unit:
-        mlp += 2 * F * b
-    elif rounded:  # both halves, widened to float32, SiLU and product
-        mlp += 2 * F * b + 4 * F * _FLOAT
-    else:
-        mlp += 4 * F * b
-    widened = 2 * E * E * _FLOAT if rounded else 0  # weight of the output projection
-    return max(reading, T * mixing, T * mlp) + widened
+    mlp = 2 * E * b + E * _FLOAT + 2 * F * b
+    if config.gated_linear_unit:  # both halves widened to float32, SiLU and product
+        mlp += 4 * F * _FLOAT
+    return max(reading, T * mixing, T * mlp) + 2 * E * E * _FLOAT  # weight of the projection
+
+
+def _in_place_bytes(config: DiTConfig, *, chunks: int, tokens: int, seen: int) -> int:
+    """The same for the layers that work in place (:mod:`magi_world.models.inplace`)."""
+    E, H = config.hidden_size, config.num_attention_heads
+    F = config.ffn_hidden_size * (2 if config.gated_linear_unit else 1)
+    K, T = config.num_query_groups * config.kv_channels, chunks * tokens
+    share = H // config.num_query_groups
+    copies = 2 if share > 1 else 1  # with keys that heads share the queries are laid out anew
+    # input, norm, q, own k, result; of one chunk its queries, its result and what it sees
+    reading = T * (4 * E + K + H) + tokens * (copies * E + seen * 2 * K)
+    reading += _kernel_floats(tokens * share, seen * tokens, config.kv_channels)
+    # input, result of self-attention, queries and result of cross-attention
+    crossing = T * (4 * E + 2 * H + (2 * E + H if share > 1 else 0))
+    # the buffer comes behind the attention of the first layer and stays
+    buffer = T * max(2 * E, F)
+    attention = max(reading, crossing) + (buffer if config.num_layers > 1 else 0)
+    return _FLOAT * max(attention, buffer + T * (3 * E + 2 * H))
+
+
+def _kernel_floats(rows: int, keys: int, head_width: int) -> int:
+    """What PyTorch's attention on a CPU holds: scores and sums of a block, in every thread."""
+    block = 256 if rows >= 768 else 64 if rows >= 192 else 32
+    return torch.get_num_threads() * min(block, rows) * (min(512, keys) + 2 + head_width)
 
 
 def window_bytes(

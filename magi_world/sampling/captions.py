@@ -13,7 +13,6 @@ from torch import Tensor
 from magi_world.errors import PromptError
 from magi_world.kernels.attention import AttnSlices
 from magi_world.models.dit import CaptionKV
-from magi_world.planning.flops import caption_flops
 from magi_world.sampling.model_passes import ModelPasses
 
 if TYPE_CHECKING:
@@ -165,7 +164,6 @@ class CaptionBook:
 
     @torch.inference_mode()
     def _project(self, rows: Tensor) -> Caption:
-        self._passes.captions += 1
-        self._passes.flops += caption_flops(self._world.dit.config, len(rows))
+        self._passes.add_caption(self._world.dit.config, len(rows))
         dit, tokens = self._world.dit, rows.to(self._world.device)
         return Caption(dit.caption_kv(tokens), lambda: dit.caption_kv(tokens))

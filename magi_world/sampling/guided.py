@@ -219,6 +219,9 @@ class GuidedModel:
         device = captions[0].kv[0][0].device
         if not self.keep_captions:
             fresh = {c: Caption(c.kv if c.again is None else c.again()) for c in set(captions)}
+            if self.passes is not None:
+                for caption in fresh:
+                    self.passes.add_caption(self.dit.config, caption.length)
             captions = [fresh[caption] for caption in captions]
         packed = pack(captions, self.tokens_per_chunk)
         dropped = [chunk.dropped or not kind.prompted for chunk in chunks]
@@ -239,10 +242,11 @@ class GuidedModel:
             else:
                 self.passes.denoising[kind.value] += 1
             seen = cache.seen(chunk.slot, chunk.ahead, chunk.width) if kind.has_history else 1
-            self.passes.flops += forward_flops(
+            forward = forward_flops(
                 self.dit.config, tokens=n, keys=seen * n, distilled=distilled,
                 caption_tokens=chunk.read(kind).length,
-            ).total  # fmt: skip
+            )  # fmt: skip
+            self.passes.add(forward)
 
     def _count_published(self, chunks: Sequence[ChunkView], t: Sequence[float]) -> None:
         """Count what the published code runs: every pass, over every chunk that it could take."""

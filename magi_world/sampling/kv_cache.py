@@ -65,6 +65,7 @@ class KVCache(KVMemory):
         dtype: torch.dtype,
         device: torch.device,
         window: int = 1,
+        history: int | None = None,
         whole_rings: bool = True,
         on_host: bool = False,
         latent_shape: tuple[int, ...] = (0,),
@@ -78,6 +79,8 @@ class KVCache(KVMemory):
             layers, groups, head_dim: geometry of the keys.
             dtype, device: of keys and values as the attention reads them.
             window: places ahead of the history.
+            history: most chunks of the history; None: places - window. More of it is for short
+                videos, whose last chunks have fewer than a window ahead of them.
             whole_rings: the attention works on whole rings under a mask, so that the bits of a slot
                 do not depend on how much the others have seen; False touches only what is visible.
             on_host: keep the rows in host memory, two layers of them on the device.
@@ -85,6 +88,7 @@ class KVCache(KVMemory):
                 and values.
         """
         self.slots, self.places, self.tokens, self.window = slots, places, tokens, window
+        self.history = places - window if history is None else history
         self.dtype, self.device, self.whole_rings = dtype, device, whole_rings
         shape = (layers, slots * places * tokens, groups, head_dim)
         rows = HostRows if on_host else DeviceRows
@@ -96,7 +100,7 @@ class KVCache(KVMemory):
         self.scratch = [0] * slots
         """ring place of the first chunk ahead of each slot's history"""
         self.filled = [0] * slots
-        """finished chunks that each slot holds, at most places - window"""
+        """finished chunks that each slot holds, at most `history`"""
 
     @property
     def keys_LRKD(self) -> Tensor:
@@ -153,7 +157,7 @@ class KVCache(KVMemory):
         """Turn the first place ahead of these slots' history into history."""
         self.newest[list(slots)] = self._finished[list(slots)]
         for slot in slots:
-            self.filled[slot] = min(self.filled[slot] + 1, self.places - self.window)
+            self.filled[slot] = min(self.filled[slot] + 1, self.history)
             self.scratch[slot] = (self.scratch[slot] + 1) % self.places
 
     def clear(self, slot: int) -> None:

@@ -3,8 +3,10 @@
 A chunk-pass is one chunk in one forward of the DiT.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
+from magi_world.config import DiTConfig
+from magi_world.planning.flops import ForwardFlops, caption_flops
 from magi_world.sampling.guidance import PassKind
 
 
@@ -24,8 +26,27 @@ class ModelPasses:
     """chunk-passes of finished chunks and of prefix chunks in the published code"""
     captions: int = 0
     """captions whose cross-attention keys and values were computed"""
-    flops: int = 0
-    """matrix products and attention, two operations a multiply-add"""
+    parts: dict[str, int] = field(default_factory=dict)
+    """matrix products and attention by part, two operations a multiply-add: the fields of
+    :class:`magi_world.planning.flops.ForwardFlops`, and captions"""
+
+    @property
+    def flops(self) -> int:
+        """All parts."""
+        return sum(self.parts.values())
+
+    def add(self, forward: ForwardFlops) -> None:
+        """Count the operations of one chunk-pass."""
+        for part in fields(forward):
+            self._add(part.name, getattr(forward, part.name))
+
+    def add_caption(self, config: DiTConfig, tokens: int) -> None:
+        """Count keys and values of a caption of so many tokens."""
+        self.captions += 1
+        self._add("captions", caption_flops(config, tokens))
+
+    def _add(self, part: str, flops: int) -> None:
+        self.parts[part] = self.parts.get(part, 0) + flops
 
     @property
     def run(self) -> int:

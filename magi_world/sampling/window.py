@@ -101,9 +101,11 @@ class WindowSampler:
             skip=config.savings.skip_passes, keep_captions=config.savings.caption_kv,
         )  # fmt: skip
         self.null, self.device = null, null.kv[0][0].device
+        places, history = self._places(num_chunks)
         self.cache = KVCache(
             slots=1,
-            places=self._places(num_chunks),
+            places=places,
+            history=history,
             tokens=self.model.tokens_per_chunk,
             layers=dit.config.num_layers,
             groups=dit.config.num_query_groups,
@@ -118,8 +120,8 @@ class WindowSampler:
         self.x: dict[int, Tensor] = {}
         self._captions: dict[int, Caption] = {}
 
-    def _places(self, num_chunks: int | None) -> int:
-        """Chunks that the cache holds: the longest history, and the window."""
+    def _places(self, num_chunks: int | None) -> tuple[int, int]:
+        """Chunks that the cache holds, and the most of them that are history."""
         config = self.config
         limit = config.max_kv_range
         if limit is None or not config.savings.fixed_cache:
@@ -127,11 +129,14 @@ class WindowSampler:
                 raise ConfigError(
                     "a video without end cannot be seen whole: give KV ranges, or num_frames"
                 )
-            return num_chunks - 1 + config.window
+            return num_chunks, num_chunks - 1
         # as published, a finished chunk is fed in front of a whole window: if it sees as far back
         # as any chunk, one place more is held
         clean = config.kv_ranges[-1] if config.clean_kv_range == -1 else config.clean_kv_range
-        return limit - 1 + config.window + (self.compat and clean == limit)
+        history = limit - 1 + (self.compat and clean == limit)
+        places = history + config.window
+        # in a short video every chunk has a place of its own
+        return places if num_chunks is None else min(places, num_chunks), history
 
     # ---------------------------------------------------------------- the video
 
@@ -247,7 +252,7 @@ class WindowSampler:
         alone = all(stop - first == 1 for first, stop in call.kv_chunks)
         if not (self.config.savings.unseen_prefix and alone):
             return 0
-        return max(0, call.stop - (self.cache.places - self.config.window))
+        return max(0, call.stop - self.cache.history)
 
     def _view(self, call: ModelCall, index: int, cached: int) -> ChunkView:
         """The index-th chunk of a call, with ``cached`` chunks before the forward's first."""

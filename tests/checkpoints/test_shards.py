@@ -19,7 +19,7 @@ from magi_world.checkpoints.shards import (
     write_shards,
 )
 from magi_world.errors import CheckpointError
-from tests.planning.peak import peak_bytes
+from magi_world.evaluation.peak_memory import peak_bytes
 
 CPU = torch.device("cpu")
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from magi_world.config import DiTConfig, SamplingConfig, VAEConfig, WorldConfig
+from magi_world.evaluation.peak_memory import peak_bytes
 from magi_world.magi1_config import Magi1Config
 from magi_world.models.dit import VideoDiT
 from magi_world.models.pixels import to_frames
@@ -19,7 +20,6 @@ from magi_world.planning.steady import PROMPT_TOKENS
 from magi_world.sampling.captions import Caption
 from magi_world.sampling.settings import GenerateSettings, sampler_config
 from magi_world.sampling.window import WindowSampler
-from tests.planning.peak import peak_bytes
 
 VAE = VAEConfig(
     video_size=32, video_length=8, patch_size=8, patch_length=4, embed_dim=32, depth=1,
@@ -64,7 +64,7 @@ class Endless:
 
 
 def measured(config: WorldConfig, settings: GenerateSettings, dit: VideoDiT) -> int:
-    """Peak of denoising six chunks, weights not counted."""
+    """Peak of denoising nine chunks, weights not counted."""
     sampler = sampler_config(config, settings)
     size = config.latent_shape
 
@@ -73,7 +73,7 @@ def measured(config: WorldConfig, settings: GenerateSettings, dit: VideoDiT) -> 
             Caption(dit.caption_kv(torch.zeros(rows, config.dit.caption_channels)))
             for rows in (config.sampling.null_prompt_tokens, PROMPT_TOKENS)
         )
-        window = WindowSampler(dit, sampler, size=size, null=null, num_chunks=6)
+        window = WindowSampler(dit, sampler, size=size, null=null, num_chunks=9)
         for _ in window.run(Endless(size, caption, sampler.kv_ranges)):
             pass
 

@@ -42,11 +42,13 @@ def test_what_is_saved_changes_nothing(distilled: bool, compat: Any, window: int
 def test_the_cache_holds_what_can_be_seen() -> None:
     world = tiny_magi1()
     for window, places in ((1, 5), (4, 8)):
-        assert video(world, window=window).sampler.cache.places == places
-    assert video(world, window=4, kv_ranges=(9, 4, 3, 2)).sampler.cache.places == 12
-    assert video(world, window=4, max_kv_range=7).sampler.cache.places == 10
-    whole = video(world, window=4, chunks=6, kv_ranges=())
-    assert whole.sampler.cache.places == 9
+        assert video(world, window=window, chunks=20).sampler.cache.places == places
+    wide = video(world, window=4, chunks=20, kv_ranges=(9, 4, 3, 2))
+    assert wide.sampler.cache.places == 12
+    assert video(world, window=4, chunks=20, max_kv_range=7).sampler.cache.places == 10
+    # a video of few chunks has a place for each of them
+    assert video(world, window=4, chunks=6).sampler.cache.places == 6
+    assert video(world, window=4, chunks=6, kv_ranges=()).sampler.cache.places == 6
 
 
 @pytest.mark.parametrize("compat", [None, "magi-1"])
