@@ -217,7 +217,7 @@ def random_dit(config: DiTConfig, device: torch.device, dtype: torch.dtype, seed
 
 
 class RandomSource:
-    """Noise and one caption for every chunk; see :class:`magi_world.sampling.window.ChunkSource`."""
+    """Noise and one caption for every chunk, a `ChunkSource` of the window sampler."""
 
     def __init__(self, case: DiTCase, caption: Caption, seed: int) -> None:
         self._case, self._caption = case, caption

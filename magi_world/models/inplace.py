@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from magi_world.kernels.attention import AttnSlices, attention
+from magi_world.kernels.attention import AttnSlices, DeviceSlices, attention
 from magi_world.models.layers import (
     INTERLEAVE,
     KVMemory,
@@ -30,8 +30,8 @@ class Shared(NamedTuple):
 
     condition_GC: Tensor
     rotary: tuple[Tensor, Tensor]
-    attend: AttnSlices
-    cross: AttnSlices
+    attend: AttnSlices | DeviceSlices
+    cross: AttnSlices | DeviceSlices
     memory: KVMemory
 
 
