@@ -61,7 +61,7 @@ def attention_backend(
     backend = request.config.getoption("attention_backend", default="auto")
     if backend == "triton" and "case" in request.fixturenames:
         if not torch.cuda.is_available():
-            pytest.skip("triton: the suite needs a CUDA device, triton's interpreter takes hours")
+            pytest.skip("triton: the whole suite needs a CUDA device")
         for module in ("layers", "text", "vae"):
             monkeypatch.setattr(f"magi_world.models.{module}.attention", on_gpu)
         monkeypatch.setattr("tests.golden.trace.attention", on_gpu)

@@ -193,13 +193,15 @@ def registered() -> dict[str, tuple[Any, tuple[Any, ...]]]:
 @pytest.mark.parametrize("name", registered())
 def test_registration(name: str) -> None:
     op, arguments = registered()[name]
-    without_fp8 = name in ("quantise", "matmul")  # torch's comparisons do not know float8
-    tests = ("test_schema", "test_faketensor") if without_fp8 else None
-    torch.library.opcheck(op.default, arguments, **({"test_utils": tests} if tests else {}))
+    # torch's comparisons do not know float8, which the one returns and the other takes
+    some = {"quantise": ("test_schema", "test_faketensor"), "matmul": ("test_faketensor",)}
+    tests = {"test_utils": some[name]} if name in some else {}
+    torch.library.opcheck(op.default, arguments, **tests)
 
 
 @compiles
-def test_one_graph_holds_them_all() -> None:
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_one_graph_holds_them_all(backend: str) -> None:
     """torch.compile takes the public functions and the registered operations without a break."""
     call = cache_call(T=12)
     cache = call["cache"]
@@ -215,7 +217,7 @@ def test_one_graph_holds_them_all() -> None:
         wide = wide + ops.gate_norm_residual(x, branch, gate, weight, bias, EPS, "auto")
         return wide + write(call, "auto")[:, 0]
 
-    compiled = torch.compile(step, fullgraph=True, dynamic=False)
+    compiled = torch.compile(step, fullgraph=True, dynamic=False, backend=backend)
     for form in ("public", "op"):
         with torch.no_grad():
             cache.keys.zero_()
@@ -228,13 +230,15 @@ def test_one_graph_holds_them_all() -> None:
 
 
 @compiles
-def test_compiled_gradients() -> None:
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_compiled_gradients(backend: str) -> None:
     def loss(*x: Tensor) -> Tensor:
         out: Tensor = torch.ops.magi_world.norm_rotary(*x, EPS, "reference")
         return out
 
     given = CASES["rotary"][1]
-    mine = gradients(torch.compile(loss, fullgraph=True, dynamic=False), given)
+    compiled = torch.compile(loss, fullgraph=True, dynamic=False, backend=backend)
+    mine = gradients(compiled, given)
     theirs = gradients(norm_rotary, [*given], eps=EPS)
     torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)
 
