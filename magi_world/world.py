@@ -40,13 +40,12 @@ from magi_world.models.vae_tiling import Compat, Tiling, tiled_decode, tiled_enc
 from magi_world.offload.placement import Placement
 from magi_world.placement import DTYPES, check_place
 from magi_world.sampling.chunk import Chunk
+from magi_world.sampling.kept_captions import KeptCaptions
 from magi_world.sampling.pictures import check_latents, history_prompts, picture_chunks
 from magi_world.sampling.rollout import Rollout, Starts
 
 if TYPE_CHECKING:
     from magi_world.text.encoder import T5PromptEncoder
-
-_CACHED_PROMPTS = 1024  # encoded prompts kept per world
 
 
 class World:
@@ -102,7 +101,7 @@ class World:
                 if config.outcome is None
                 else OutcomeHead(config.outcome, config.dit.hidden_size)
             )
-        self._captions: dict[str | None, CaptionKV] = {}
+        self._captions = KeptCaptions()
         self.placement = Placement()
         for module in self.modules().values():
             module.eval()
@@ -261,20 +260,20 @@ class World:
 
     @torch.inference_mode()
     def caption(self, prompt: str | None) -> CaptionKV:
-        """Cross-attention keys and values of a prompt, cached; None is the null caption."""
-        if prompt not in self._captions:
-            if prompt is None:
-                rows = self.config.sampling.null_prompt_tokens
-                tokens = self.dit.y_embedder.null_caption_embedding[:rows]
-            else:
-                tokens = self._tokens(prompt)
-            if len(self._captions) >= _CACHED_PROMPTS:
-                self._captions.pop(next(iter(self._captions)))
-            self._captions[prompt] = self.dit.caption_kv(tokens)
-        return self._captions[prompt]
+        """Cross-attention keys and values of a prompt; None is the null caption.
 
-    def _tokens(self, prompt: str) -> Tensor:
-        """Caption tokens `[Y, caption_channels]` of a prompt."""
+        The latest are kept. The null caption of a MAGI-1 checkpoint has negative tokens if its text
+        encoder's options say so.
+        """
+        return self._captions.get(prompt, lambda: self.dit.caption_kv(self._tokens(prompt)))
+
+    def _tokens(self, prompt: str | None) -> Tensor:
+        """Caption tokens `[Y, caption_channels]` of a prompt, or those that stand for none."""
+        if prompt is None:
+            table = self.dit.y_embedder.null_caption_embedding
+            if self.text is not None and not isinstance(self.text, TextEncoder):
+                table = self.text.negative(table)
+            return table[: self.config.sampling.null_prompt_tokens]
         self.check_prompt(prompt)
         assert self.text is not None  # check_prompt has refused a world without one
         # alone, so that its bits do not depend on the prompts beside it

@@ -243,11 +243,27 @@ def test_memory_of_captions_is_bounded(tiny_world_path: Path) -> None:
     world = load(tiny_world_path)
     first = world.caption("0")
     assert world.caption("0") is first
-    for index in range(1, 1100):
-        world.caption(str(index))
-    assert len(world._captions) <= 1024
+    size = sum(k.nbytes + v.nbytes for k, v in first)
+    world._captions.capacity = 3 * size
+    for prompt in ("1", "2", "0", "3"):
+        world.caption(prompt)
+    assert world.caption("0") is first and len(world._captions) == 3  # "1" was used longest ago
+    long = world.caption("a" * 200)  # larger than all that may be kept
+    assert world.caption("a" * 200) is long and len(world._captions) == 1
     again = world.caption("0")
     assert again is not first and torch.equal(again[0][0], first[0][0])
+
+
+def test_negative_tokens_are_in_the_null_caption(tiny_world_path: Path) -> None:
+    plain, negative = load(tiny_world_path), load(tiny_world_path)
+
+    class Encoder:
+        def negative(self, table: torch.Tensor) -> torch.Tensor:
+            return table + 1
+
+    negative.text = Encoder()
+    keys, other = plain.caption(None)[0][0], negative.caption(None)[0][0]
+    assert keys.shape == other.shape and not torch.equal(keys, other)
 
 
 def test_moving_a_world_forgets_captions(tiny_world_path: Path) -> None:

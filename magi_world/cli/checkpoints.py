@@ -1,6 +1,5 @@
 """Verbs around MAGI-1 checkpoints: `make-checkpoint` and `calibrate`."""
 
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -9,6 +8,7 @@ import typer
 
 from magi_world.cli.output import emit_json, emit_pairs, emit_table, say
 from magi_world.cli.worlds import AsJson, Device, DType
+from magi_world.disk import check_disk
 from magi_world.errors import ConfigError
 
 _UNITS = {"GB": 10**9, "MB": 10**6, "KB": 10**3, "B": 1}
@@ -84,22 +84,6 @@ def parse_bytes(size: str) -> int:
         if number != size.upper() and number.strip().isdecimal() and int(number) > 0:
             return int(number) * factor
     raise ConfigError(f"size {size!r}: a whole number and one of {', '.join(_UNITS)} is needed")
-
-
-def check_disk(folder: Path, nbytes: int) -> None:
-    """Refuse to write more than the disk has room for.
-
-    Raises:
-        ConfigError: how much is needed and how much there is.
-    """
-    place = folder.absolute()
-    while not place.exists():
-        place = place.parent
-    free = shutil.disk_usage(place).free
-    if nbytes > free:
-        raise ConfigError(
-            f"{folder} needs {nbytes / 1e9:.1f} GB, the disk has {free / 1e9:.1f} GB left"
-        )
 
 
 def calibrate(

@@ -1,14 +1,13 @@
 """Checks of disk, memory and packages before hours of work."""
 
 import importlib.util
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
+from magi_world.disk import check_disk
 from magi_world.errors import ConfigError, MediaError, missing_package
-from magi_world.media.writing import existing_parent
 
 _BYTES_PER_PIXEL = 0.5  # of an H.264 file at high quality; noise takes more, real pictures a tenth
 
@@ -36,13 +35,7 @@ def check_video_disk(path: Path, *, frames: int, height: int, width: int) -> Non
     Raises:
         MediaError: how much is needed and how much there is.
     """
-    needed = int(frames * height * width * _BYTES_PER_PIXEL)
-    free = shutil.disk_usage(existing_parent(path)).free
-    if needed > free:
-        raise MediaError(
-            f"{path}: a video of {frames} frames of {height}x{width} takes up to "
-            f"{needed / 1e9:.2f} GB, the disk has {free / 1e9:.2f} GB left"
-        )
+    check_disk(path, int(frames * height * width * _BYTES_PER_PIXEL), MediaError)
 
 
 def available_bytes(device: torch.device) -> int | None:

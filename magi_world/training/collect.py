@@ -18,8 +18,8 @@ import numpy.typing as npt
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from magi_world.disk import check_disk
 from magi_world.errors import DatasetError
-from magi_world.training.disk import check_disk
 from magi_world.training.episodes import FIRST_SEED, EpisodeData, is_held_out
 from magi_world.training.recording import dataset_folder, disk_needed, recording
 
@@ -133,7 +133,8 @@ def collect(
     result = Collected(dataset_id, dataset_folder(root, dataset_id))
     game = make_game()
     try:
-        check_disk(root, disk_needed(chunks, game.chunk_frames, game.frame_shape), console)
+        needed = disk_needed(chunks, game.chunk_frames, game.frame_shape)
+        console.print(check_disk(root, needed, DatasetError), soft_wrap=True)
         with recording(
             root,
             dataset_id,

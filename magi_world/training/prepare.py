@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from rich.console import Console
 
+from magi_world.disk import check_disk
 from magi_world.errors import DatasetError, RecipeError
 from magi_world.training.collect import is_held_out
-from magi_world.training.disk import check_disk
 from magi_world.training.outcome_stage import sequence_strata
 from magi_world.training.reading import Reading
 from magi_world.training.recipe import Recipe
@@ -60,7 +60,7 @@ def _store(recipe: Recipe, data: Sequence[Path], out: Path, console: Console) ->
                 f"{folder} was read from other data, {known}, not from {sources}: choose another "
                 "folder, or resume without data"
             )
-    check_disk(out, _disk_needed(recipe, total), console)
+    console.print(check_disk(out, _disk_needed(recipe, total), DatasetError), soft_wrap=True)
     console.print(f"reading {total} chunks from {', '.join(map(str, data))}")
     episodes = (
         episode

@@ -285,7 +285,7 @@ def test_short_memory_and_disk_are_refused(
         assert "GiB" in line and "--size" in line and "--offload" in line
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda place: usage)
-    assert "the disk has 0.00 GB left" in refused(run, tmp_path / "a.mp4", *model)
+    assert ", 0.00 GB free" in refused(run, tmp_path / "a.mp4", *model)
 
 
 @pytest.mark.usefixtures("never")
