@@ -28,8 +28,14 @@ CARD: dict[str, Any] = {
     "players": ["first_0", "second_0"],
     "prompts": ["stay", "up", "down"],
     "template": "left: {second_0}; right: {first_0}",
+    "objects": {
+        "background": [144, 72, 17],
+        "ball": {"colour": [236, 236, 236], "height": 1.6, "width": 0.8},
+        "first_0": {"colour": [92, 186, 92], "height": 6.4, "width": 1.6},
+        "second_0": {"colour": [213, 130, 74], "height": 6.4, "width": 1.6},
+    },
 }
-"""What the card of a world says about this game's players."""
+"""What the card of a world says about this game: its players, and the colours of what moves."""
 ATARI_ACTIONS = (1, 4, 5)
 """The action of `pong_v3` behind each of a player's prompts, for both players."""
 
@@ -90,6 +96,7 @@ class PongDuelGame:
     players: list[str] = CARD["players"]
     player_prompts: list[str] = CARD["prompts"]
     prompts = chunk_prompts(CARD)
+    objects: dict[str, Any] = CARD["objects"]
     chunk_frames = 4
     frame_shape = (FRAME_SIZE, FRAME_SIZE, 3)
     fps = 60

@@ -169,7 +169,7 @@ class RealEnv(gymnasium.Env[Observation, Action]):
             self._ended = f"after the end of the episode, {self._chunk} chunks long"
         self._renderer.add(lambda: chunk.frames)
         info = self._info(chunk, prompt)
-        return self._observe(chunk), chunk.reward, chunk.terminated, truncated, info
+        return self._observe(chunk), float(chunk.reward), chunk.terminated, truncated, info
 
     def render(self) -> Any:
         """Return the last frame, all frames since the last call, or None, as `render_mode` says."""

@@ -34,6 +34,10 @@ def collect(
     first_episode: Annotated[
         int, typer.Option(min=0, help="Number of the first episode; it decides the seeds.")
     ] = 0,
+    horizon: Annotated[
+        int | None,
+        typer.Option(min=1, help="Cut episodes after so many chunks; else they end by themselves."),
+    ] = None,
     agent: Annotated[
         str | None,
         typer.Option(
@@ -48,7 +52,8 @@ def collect(
     """Play the real game and keep every chunk as a Minari dataset.
 
     Sticky random actions and, in Doom, blind sweeps and players who mostly stand still, in equal
-    parts, and an agent if one is given. The same arguments give the same data; a second collection
+    parts, and an agent if one is given; in Pong sticky random players and ones that follow the
+    ball. The same arguments give the same data; a second collection
     takes a first episode beyond the first one's.
     """
     from magi_world.cli.games import SeesLatents, game_maker, mixture
@@ -72,6 +77,7 @@ def collect(
         root=out,
         chunks=chunks,
         first_episode=first_episode,
+        horizon=horizon,
     )
     summary = {
         "dataset": result.dataset_id,

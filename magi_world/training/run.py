@@ -15,6 +15,7 @@ from rich.console import Console
 
 from magi_world.checkpoints.world_format import Bank
 from magi_world.errors import CheckpointError, DatasetError, RecipeError
+from magi_world.players import chunk_prompts
 from magi_world.training.deepen import deepened, widened
 from magi_world.training.dit_stage import DiTStage, initialise
 from magi_world.training.loop import Trainer
@@ -228,7 +229,7 @@ def make_bank(world: World, store: Store, clips: int = _CLIPS) -> Bank:
     """The distinct real openings, and longer clips from all ages of training episodes."""
     generator = np.random.default_rng(0)
     latents = store.latents()
-    prompts = world.card["prompts"]
+    prompts = chunk_prompts(world.card)
     openings: dict[bytes, int] = {}
     for episode in range(len(store.offsets) - 1):
         row = int(store.offsets[episode])
