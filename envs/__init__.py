@@ -8,7 +8,10 @@ import importlib
 import typing
 
 if typing.TYPE_CHECKING:
+    from magi_world.envs import pong_duel_v0
     from magi_world.envs.gymnasium_game import GymnasiumGame
+    from magi_world.envs.multi_env import MultiEnv, RealMultiEnv, parallel_env
+    from magi_world.envs.multi_vector_env import ParallelVectorEnv
     from magi_world.envs.ray_env import RayVectorEnv
     from magi_world.envs.real_env import RealEnv
     from magi_world.envs.spaces import PromptSpace
@@ -22,13 +25,18 @@ __all__ = [
     "ChannelStack",
     "GymnasiumGame",
     "LastFrame",
+    "MultiEnv",
     "NumericInfos",
+    "ParallelVectorEnv",
     "PromptSpace",
     "RayVectorEnv",
     "RealEnv",
+    "RealMultiEnv",
     "VideoEnv",
     "WorldEnv",
     "WorldVectorEnv",
+    "parallel_env",
+    "pong_duel_v0",
 ]
 
 _HOMES = {
@@ -36,18 +44,25 @@ _HOMES = {
     "ChannelStack": "wrappers",
     "GymnasiumGame": "gymnasium_game",
     "LastFrame": "wrappers",
+    "MultiEnv": "multi_env",
     "NumericInfos": "wrappers",
+    "ParallelVectorEnv": "multi_vector_env",
     "PromptSpace": "spaces",
     "RayVectorEnv": "ray_env",
     "RealEnv": "real_env",
+    "RealMultiEnv": "multi_env",
     "VideoEnv": "video_env",
     "WorldEnv": "world_env",
     "WorldVectorEnv": "vector_env",
+    "parallel_env": "multi_env",
 }
+_MODULES = ("pong_duel_v0",)
 
 
 def __getattr__(name: str) -> typing.Any:
-    """Import the class `name` from its module and keep it."""
+    """Import what `name` stands for from its module and keep it."""
+    if name in _MODULES:
+        return importlib.import_module(f"{__name__}.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module = importlib.import_module(f"{__name__}.{_HOMES[name]}")

@@ -28,6 +28,7 @@ CARD: dict[str, Any] = {
     "players": ["first_0", "second_0"],
     "prompts": ["stay", "up", "down"],
     "template": "left: {second_0}; right: {first_0}",
+    "sides": {"first_0": "right", "second_0": "left"},
     "objects": {
         "background": [144, 72, 17],
         "ball": {"colour": [236, 236, 236], "height": 1.6, "width": 0.8},
@@ -192,9 +193,7 @@ class PongDuelGame:
         self._frames_played += valid
         truncated = not terminated and self._frames_played >= self.max_frames
         self._over = terminated or truncated
-        return DuelChunk(
-            frames, valid, points.astype(np.float32), penalties, terminated, truncated
-        )
+        return DuelChunk(frames, valid, points.astype(np.float32), penalties, terminated, truncated)
 
 
 _FRAMES_TO_SERVE = 56  # with FIRE held by both, whatever their paddles do

@@ -19,6 +19,9 @@ import numpy.typing as npt
 
 from magi_world.errors import CheckpointError
 
+SIDES = ("left", "right")
+"""Halves of the picture that the key `sides` of a card can give to a player."""
+
 Indices = npt.NDArray[np.int64]
 
 
@@ -108,6 +111,13 @@ def check_players(card: Mapping[str, Any], source: str) -> None:
         raise CheckpointError(
             f"{source}: template {template!r} must take each of the players {players} once, as "
             "{name}"
+        )
+    sides = card.get("sides", {})
+    if not isinstance(sides, dict) or (
+        sides and (set(sides) != set(players) or not set(sides.values()) <= set(SIDES))  # type: ignore[arg-type]
+    ):
+        raise CheckpointError(
+            f"{source}: sides {sides!r} must name one of {', '.join(SIDES)} for each of {players}"
         )
     config = card.get("config")
     outcome = config.get("outcome") if isinstance(config, Mapping) else None

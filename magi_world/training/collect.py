@@ -40,8 +40,8 @@ class GameChunk(Protocol):
     """One chunk of a real game.
 
     `frames` is uint8 `[F, H, W, 3]`; `valid_frames` counts those of them that the game drew, the
-    rest repeat the last one; `reward` is what the chunk earned, in a game of several players float32
-    `[players]`; `health` is the player's, NaN where the game knows none.
+    rest repeat the last one; `reward` is what the chunk earned, in a game of several players
+    float32 `[players]`; `health` is the player's, NaN where the game knows none.
     """
 
     @property
@@ -150,9 +150,7 @@ def collect(
         ) as recorder:
             with _progress(console) as progress:
                 task = progress.add_task("collecting", total=chunks)
-                for episode in _play(
-                    game, behaviours, chunks, FIRST_SEED + first_episode, horizon
-                ):
+                for episode in _play(game, behaviours, chunks, FIRST_SEED + first_episode, horizon):
                     recorder.add(episode)
                     _count(result, episode)
                     progress.update(task, completed=min(result.chunks, chunks))

@@ -40,8 +40,9 @@ class EpisodeData:
     """One episode of n steps.
 
     `frames` uint8 `[n + 1, F, H, W, 3]`, `actions` int64 `[n]`, `rewards` float32 `[n]` or, in a
-    game of several players, `[n, players]`, `valid_frames` int64 `[n + 1]` (how many frames of the chunk are real), `health` float32
-    `[n + 1]` or None if the dataset does not know it. `behaviour` says who played ("" if unknown).
+    game of several players, `[n, players]`, `valid_frames` int64 `[n + 1]` (how many frames of the
+    chunk are real), `health` float32 `[n + 1]` or None if the dataset does not know it. `behaviour`
+    says who played ("" if unknown).
     `seed` decides the split (`is_held_out`); where the dataset has no seeds the episode's number
     stands for it, counted from `FIRST_SEED`.
     """
