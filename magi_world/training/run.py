@@ -30,6 +30,7 @@ from magi_world.world import World, load
 STAGES = ("vae", "dit", "outcome")
 _ENCODE_BATCH = 64
 _CLIPS = 600  # longer clips in the bank: agents that start anywhere see as many situations
+_CLIP_BYTES = 10_000_000  # and most that they take in the world's files
 
 
 def train_world(
@@ -225,8 +226,11 @@ def _with_scale(world: World, scale: float) -> World:
     return scaled
 
 
-def make_bank(world: World, store: Store, clips: int = _CLIPS) -> Bank:
-    """The distinct real openings, and longer clips from all ages of training episodes."""
+def make_bank(world: World, store: Store, clips: int | None = None) -> Bank:
+    """The distinct real openings, and longer clips from all ages of training episodes.
+
+    Without a number of clips they are as many as a world ships with.
+    """
     generator = np.random.default_rng(0)
     latents = store.latents()
     prompts = chunk_prompts(world.card)
@@ -236,6 +240,8 @@ def make_bank(world: World, store: Store, clips: int = _CLIPS) -> Bank:
         openings.setdefault(store.frames[row].tobytes(), row)
     rows = [(row, row + 1) for row in openings.values()]
     length = max(1, world.config.sampling.kv_range - 1)  # what the next chunk can see
+    if clips is None:
+        clips = min(_CLIPS, _CLIP_BYTES // (2 * length * int(np.prod(world.config.latent_shape))))
     episodes = [
         (int(store.offsets[e]), int(store.offsets[e + 1]) - 1) for e in store.episodes(False)
     ]  # the last chunk may hold repeated pictures

@@ -29,7 +29,6 @@ from magi_world.errors import ActionError, ConfigError, PromptError, WorldNotFou
 from tests.tiny_duel import PLAYERS, make_tiny_duel
 from tests.tiny_world import make_tiny_world
 
-
 # PettingZoo's tests say that chunks of frames have four dimensions, and that text is unusual.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*has more than 3 dimensions:UserWarning"),
