@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from magi_world.config import WorldConfig
 from magi_world.envs.doom import TakeCoverGame
-from magi_world.envs.pong import PongDuelGame
+from magi_world.envs.pong import AtariPongGame, PongDuelGame
 from magi_world.errors import ConfigError, MagiWorldError, WorldNotFound
 from magi_world.players import chunk_prompts
 
@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 GAMES: "dict[str, Callable[[], Game]]" = {
     TakeCoverGame.name: TakeCoverGame,
     PongDuelGame.name: PongDuelGame,
+    AtariPongGame.name: AtariPongGame,
 }
-"""The games that ship, by the name of the world that was trained on them."""
+"""The games that ship, by the name of the world that was trained on them or is scored in them."""
 
 ADAPTER = "adapter"
 """Key of a card that names the world's own game."""

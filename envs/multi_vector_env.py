@@ -16,7 +16,7 @@ from magi_world.players import compose, players_of
 from magi_world.world import World
 
 
-class _WholeVector(WorldVectorEnv):
+class WholeVectorEnv(WorldVectorEnv):
     """The games as one vector environment whose rewards are columns, `[N, players]`."""
 
     for_players = True
@@ -56,7 +56,7 @@ class ParallelVectorEnv:
         **keywords: Any,
     ) -> None:
         self._actions = choose("actions", actions, ACTIONS)
-        self._env = _WholeVector(
+        self._env = WholeVectorEnv(
             num_envs, world, actions="text", max_episode_steps=max_cycles, **keywords
         )
         self.world = self._env.world

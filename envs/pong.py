@@ -197,3 +197,90 @@ class PongDuelGame:
 
 
 _FRAMES_TO_SERVE = 56  # with FIRE held by both, whatever their paddles do
+
+
+class AtariPongGame:
+    """Pong against the opponent that is built into it: `ALE/Pong-v5`, in the same chunks.
+
+    The player is the right paddle, like `first_0` of `PongDuelGame`; its actions are one player's
+    prompts, frames come through the same function, every frame of the game is played once
+    (frameskip 1) under the action that was given (repeat probability 0). It begins where the ball
+    is served first and ends at 21 points or after 20,000 frames.
+    """
+
+    name = "pong-atari"
+    prompts: list[str] = CARD["prompts"]
+    chunk_frames = 4
+    frame_shape = (FRAME_SIZE, FRAME_SIZE, 3)
+    fps = 60
+    max_frames = 20_000
+
+    def __init__(self) -> None:
+        try:
+            import ale_py
+            import gymnasium
+        except ImportError as error:
+            raise missing_package(
+                "ale-py", "atari", "Pong against its built-in opponent"
+            ) from error
+        gymnasium.register_envs(ale_py)
+        ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
+        self._env: Any = gymnasium.make(
+            "ALE/Pong-v5",
+            frameskip=1,
+            repeat_action_probability=0.0,
+            max_episode_steps=10**9,
+            disable_env_checker=True,
+        )
+        self._frames_played = 0
+        self._last_frame: Frames | None = None
+        self._over = True
+
+    def reset(self, seed: int) -> DuelChunk:
+        """Start the game of `seed`, wait for the serve with a wandering paddle, play one no-op."""
+        if not 0 <= seed <= MAX_SEED:
+            raise ValueError(f"a seed of the game is a number from 0 to {MAX_SEED}, got {seed}")
+        self._env.reset(seed=seed % 2**31)
+        moves = np.random.default_rng(seed).integers(len(self.prompts), size=_FRAMES_TO_SERVE // 8)
+        for frame in range(_FRAMES_TO_SERVE):
+            resting = frame + 8 >= _FRAMES_TO_SERVE
+            screen = self._env.step(ATARI_ACTIONS[0 if resting else int(moves[frame // 8])])[0]
+        self._last_frame = shrink_field(screen)
+        self._frames_played = -self.chunk_frames
+        self._over = False
+        return self._play(0)
+
+    def step(self, action: int) -> DuelChunk:
+        """Play four frames; raises as `PongDuelGame.step` does."""
+        if not 0 <= action < len(self.prompts):
+            raise ActionError(
+                f"action {action!r} is not one of 0 to {len(self.prompts) - 1} ({self.prompts})"
+            )
+        if self._over:
+            raise NotReset("the game has no running episode: call reset first")
+        return self._play(action)
+
+    def close(self) -> None:
+        """End the game; calling it again does nothing."""
+        self._over = True
+        self._env.close()
+
+    def _play(self, action: int) -> DuelChunk:
+        last = self._last_frame
+        assert last is not None
+        frames = np.empty((self.chunk_frames, *self.frame_shape), np.uint8)
+        won, terminated, valid = 0.0, False, 0
+        while valid < self.chunk_frames and not terminated:
+            screen, reward, terminated, _, _ = self._env.step(ATARI_ACTIONS[action])
+            won += float(reward)
+            last = shrink_field(screen)
+            frames[valid] = last
+            valid += 1
+        frames[valid:] = last
+        self._last_frame = last
+        self._frames_played += valid
+        truncated = not terminated and self._frames_played >= self.max_frames
+        self._over = terminated or truncated
+        return DuelChunk(
+            frames, valid, np.array([won], np.float32), np.zeros(1, np.int64), terminated, truncated
+        )

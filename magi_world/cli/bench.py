@@ -64,6 +64,7 @@ def env(
     from magi_world.envs.vector_env import WorldVectorEnv
     from magi_world.evaluation.bench import bench_env, machine
     from magi_world.evaluation.overhead import measure_overhead
+    from magi_world.players import chunk_prompts
     from magi_world.world import load
 
     widths = parse_counts(num_envs, "--num-envs")
@@ -78,7 +79,7 @@ def env(
         say=say,
     )
     loaded = load(world, device=device, dtype=dtype)
-    names = list(loaded.card["prompts"])
+    names = chunk_prompts(loaded.card)
     for row in rows:
         width = row["num_envs"]
         environment = WorldVectorEnv(width, loaded, actions="discrete", steps=steps)

@@ -118,8 +118,8 @@ def duel_mixture(game: "PongDuelGame") -> "list[Behaviour]":
 
     How sticky they are, how often and how far they err is drawn for every player and episode.
     """
-    from magi_world.agents.duel import Together, Tracker
     from magi_world.agents.random_agent import Sticky
+    from magi_world.agents.tracker import Together, Tracker
     from magi_world.training.collect import Behaviour
 
     num_actions = len(game.player_prompts)

@@ -13,14 +13,18 @@ it lies in a window of its size; it is absent where that is less than `PRESENT` 
 Shapes: n frames, H rows, W columns, K things.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from magi_world.errors import ConfigError
+from magi_world.evaluation.clips import Clips, Episode
+from magi_world.evaluation.dreaming import through_vae
 from magi_world.evaluation.metrics import Frames
+from magi_world.evaluation.reconstruction import draw_chunks
+from magi_world.world import World
 
 PRESENT = 0.3
 _BACKGROUND = "background"
@@ -110,6 +114,39 @@ def measure_places(
             "invented": _share(other_there & ~real_there, ~real_there),
         }
     return result
+
+
+def places_in_reconstruction(
+    world: World, episodes: Sequence[Episode], *, count: int, seed: int
+) -> dict[str, Any]:
+    """`measure_places` of held-out chunks that only went through the VAE."""
+    real = draw_chunks(episodes, count, seed)
+    coded = through_vae(world, real)
+    shape = (-1, *real.shape[2:])
+    return measure_places([(real.reshape(shape), coded.reshape(shape))], world.card["objects"])
+
+
+def places_in_prediction(
+    clips: Clips, dreamed: Frames, objects: Mapping[str, Any], distances: Sequence[int]
+) -> dict[str, Any]:
+    """`measure_places` of dreamed chunks, by their distance from the last real one.
+
+    `dreamed` is uint8 `[n, horizon, F, H, W, 3]`, dreamed under the clips' real actions.
+    """
+    shape = (-1, *dreamed.shape[3:])
+    return {
+        str(distance): measure_places(
+            [
+                (
+                    clips.frames[:, clips.prefix + distance - 1].reshape(shape),
+                    dreamed[:, distance - 1].reshape(shape),
+                )
+            ],
+            objects,
+        )
+        for distance in distances
+        if distance <= clips.horizon
+    }
 
 
 def _share(part: npt.NDArray[np.bool_], whole: npt.NDArray[np.bool_]) -> float:

@@ -97,7 +97,8 @@ def train_world(
         world.card["training"][f"{stage.name}_steps"] = settings.steps
 
     vae = recipe.vae
-    train(VAEStage(world.vae, store, vae.batch_size, vae.kl_weight, vae.motion_weight), vae)
+    weights = (vae.kl_weight, vae.motion_weight, vae.unusual_weight)
+    train(VAEStage(world.vae, store, vae.batch_size, *weights), vae)
     kept = None if first is None else first.config.sampling.scale_factor
     world = _with_scale(world, encode_store(world, store, console, scale=kept))
     if first is not None:
