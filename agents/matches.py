@@ -24,7 +24,7 @@ Tick = Callable[[int], None]
 
 
 def begin(agent: Agent, n: int, seed: int, player: str) -> None:
-    """Begin n episodes of an agent as one player; agents that look at nothing are not told which."""
+    """Begin n episodes of an agent as one player; the baselines need not be told which."""
     if isinstance(agent, SelfPlayAgent):
         agent.reset(n, seed=seed, player=player)
     else:

@@ -1,7 +1,8 @@
 """One file holds the settings with which the agents of a world are trained.
 
 It has a section for each kind of training: `ppo` (in the dream), `ppo-real` (in the real game),
-`selfplay` (of all players, in the dream) and `linear`; what it does not name has the default of the training's own `Args`.
+`selfplay` (of all players, in the dream) and `linear`; what it does not name has the default of the
+training's own `Args`.
 """
 
 import tomllib
