@@ -15,14 +15,22 @@ if typing.TYPE_CHECKING:
     from magi_world.envs.ray_env import RayVectorEnv
     from magi_world.envs.real_env import RealEnv
     from magi_world.envs.spaces import PromptSpace
+    from magi_world.envs.text_image import TextImageSimilarity
     from magi_world.envs.vector_env import WorldVectorEnv
     from magi_world.envs.video_env import VideoEnv
     from magi_world.envs.world_env import WorldEnv
-    from magi_world.envs.wrappers import CallableReward, ChannelStack, LastFrame, NumericInfos
+    from magi_world.envs.wrappers import (
+        CallableReward,
+        ChannelStack,
+        FrameByFrame,
+        LastFrame,
+        NumericInfos,
+    )
 
 __all__ = [
     "CallableReward",
     "ChannelStack",
+    "FrameByFrame",
     "GymnasiumGame",
     "LastFrame",
     "MultiEnv",
@@ -32,6 +40,7 @@ __all__ = [
     "RayVectorEnv",
     "RealEnv",
     "RealMultiEnv",
+    "TextImageSimilarity",
     "VideoEnv",
     "WorldEnv",
     "WorldVectorEnv",
@@ -42,6 +51,7 @@ __all__ = [
 _HOMES = {
     "CallableReward": "wrappers",
     "ChannelStack": "wrappers",
+    "FrameByFrame": "wrappers",
     "GymnasiumGame": "gymnasium_game",
     "LastFrame": "wrappers",
     "MultiEnv": "multi_env",
@@ -51,6 +61,7 @@ _HOMES = {
     "RayVectorEnv": "ray_env",
     "RealEnv": "real_env",
     "RealMultiEnv": "multi_env",
+    "TextImageSimilarity": "text_image",
     "VideoEnv": "video_env",
     "WorldEnv": "world_env",
     "WorldVectorEnv": "vector_env",
