@@ -54,7 +54,7 @@ class _RealWhole(RealEnv):
         return self.rewards[0]
 
 
-class MultiEnv(ParallelEnv[str, Any, Any]):
+class MultiEnv(ParallelEnv[str, Any, Any]):  # type: ignore[misc]  # PettingZoo has no types
     """A generated world with several agents: each chunk is conditioned on what all of them say.
 
     Observations, infos and options of `reset` are those of `WorldEnv`, the same for every agent
@@ -333,7 +333,7 @@ class RealMultiEnv(MultiEnv):
             raise ConfigError(f"the world {card['name']!r} has no players: use RealEnv")
         self._share(card, actions, observations, view, None, 0)
         self.max_cycles = max_cycles
-        self._meant = {
+        self._meant: dict[str, str] = {
             wording: prompt
             for prompt in card["prompts"]
             for key in ("held_out_paraphrases", "paraphrases")

@@ -103,7 +103,7 @@ class OwnView:
             return spaces.Dict({name: self.space(one, agent) for name, one in whole.items()})
         assert isinstance(whole, spaces.Box)
         low, high = self.of(whole.low, agent), self.of(whole.high, agent)
-        return spaces.Box(low, high, dtype=whole.dtype.type)  # type: ignore[arg-type]
+        return spaces.Box(low, high, dtype=whole.dtype.type)
 
     def of(self, observation: Any, agent: str) -> Any:
         """An agent's part of an observation, as arrays or tensors of its own.

@@ -71,5 +71,6 @@ class TextImageSimilarity:
 
 def _unit(features: Any) -> Tensor:
     """Embeddings of length 1, `[n, D]`; newer versions of transformers wrap them."""
-    embedded: Tensor = getattr(features, "pooler_output", features)
-    return embedded / embedded.norm(dim=-1, keepdim=True)
+    embedded = getattr(features, "pooler_output", features)
+    unit: Tensor = embedded / embedded.norm(dim=-1, keepdim=True)
+    return unit

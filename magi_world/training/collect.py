@@ -181,7 +181,8 @@ def play_episode(
     """
     policy = behaviour.make(np.random.default_rng(seed))
     policy.reset(1, seed=seed)
-    chunks, actions = [game.reset(seed)], []
+    chunks = [game.reset(seed)]
+    actions: list[int] = []
     while not (chunks[-1].terminated or chunks[-1].truncated or len(actions) == horizon):
         actions.append(int(policy.act(chunks[-1].frames[None])[0]))
         chunks.append(game.step(actions[-1]))

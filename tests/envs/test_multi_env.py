@@ -187,7 +187,7 @@ def test_wrong_actions_are_named_and_change_nothing(duel: str) -> None:
     with pytest.raises(ActionError, match="third_0"):
         env.step({"third_0": 0})
     with pytest.raises(ActionError, match="dictionary"):
-        env.step([0, 1])
+        env.step([0, 1])  # type: ignore[arg-type]
     assert np.array_equal(env.step({})[0]["first_0"], again.step({})[0]["first_0"])
     text = pong_duel_v0.parallel_env(world=duel)
     text.reset(seed=0)
@@ -233,10 +233,10 @@ def test_keywords_that_do_not_go_with_the_world_are_refused(duel: str, solo: str
         {"world": duel, "max_cycles": 0},
     ):
         with pytest.raises(ConfigError):
-            MultiEnv(**keywords)  # type: ignore[arg-type]
+            MultiEnv(**keywords)
     for single in (WorldEnv, WorldVectorEnv):
         with pytest.raises(ConfigError, match="parallel_env"):
-            single(world=duel)  # type: ignore[call-arg]
+            single(world=duel)
     with pytest.raises(ConfigError, match="no players"):
         ParallelVectorEnv(2, solo)
 
@@ -251,7 +251,7 @@ def test_a_batch_plays_what_single_games_play(duel: str) -> None:
     for slot, env in enumerate(singles):
         first, _ = env.reset(seed=7 + slot)
         assert np.allclose(first["first_0"], observations["first_0"][slot], atol=1e-4)
-    said = {"first_0": [0, 1, 2], "second_0": np.array([2, 2, 0])}
+    said: dict[str, Any] = {"first_0": [0, 1, 2], "second_0": np.array([2, 2, 0])}
     observations, rewards, _, _, infos = batch.step(said)
     words = batch.world.card["prompts"]
     for slot, env in enumerate(singles):
