@@ -12,6 +12,7 @@ if typing.TYPE_CHECKING:
     from magi_world.envs.gymnasium_game import GymnasiumGame
     from magi_world.envs.multi_env import MultiEnv, RealMultiEnv, parallel_env
     from magi_world.envs.multi_vector_env import ParallelVectorEnv
+    from magi_world.envs.parallel_wrappers import ParallelNumericInfos
     from magi_world.envs.ray_env import RayVectorEnv
     from magi_world.envs.real_env import RealEnv
     from magi_world.envs.spaces import PromptSpace
@@ -35,6 +36,7 @@ __all__ = [
     "LastFrame",
     "MultiEnv",
     "NumericInfos",
+    "ParallelNumericInfos",
     "ParallelVectorEnv",
     "PromptSpace",
     "RayVectorEnv",
@@ -56,6 +58,7 @@ _HOMES = {
     "LastFrame": "wrappers",
     "MultiEnv": "multi_env",
     "NumericInfos": "wrappers",
+    "ParallelNumericInfos": "parallel_wrappers",
     "ParallelVectorEnv": "multi_vector_env",
     "PromptSpace": "spaces",
     "RayVectorEnv": "ray_env",

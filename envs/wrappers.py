@@ -77,7 +77,7 @@ class FrameByFrame(gymnasium.Wrapper[Frames, Any, Frames, Any], RecordConstructo
         self._count, height, width, channels = _frames_shape(env, type(self).__name__)
         self.observation_space = spaces.Box(0, 255, (height, width, channels), np.uint8)
         if "render_fps" in env.metadata and env.render_mode == "rgb_array":
-            rate = env.metadata["render_fps"] * self._count
+            rate = round(env.metadata["render_fps"] * self._count)  # whole, as `play` wants it
             self.metadata = {**env.metadata, "render_fps": rate}
         self._waiting: list[Frames] = []
         self._shown: Frames | None = None

@@ -13,7 +13,7 @@ import gymnasium as gym
 from torchrl.envs import GymWrapper, PettingZooWrapper, check_env_specs
 
 import magi_world
-from magi_world.envs import NumericInfos
+from magi_world.envs import NumericInfos, ParallelNumericInfos
 
 ENV_ID = "magi_world/DoomTakeCover-v0"
 
@@ -38,10 +38,14 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     voters = magi_world.envs.parallel_env(
         args.world, arbitration="vote", num_voters=3, actions="discrete", observations="latent"
     )
-    environments["voters"] = PettingZooWrapper(voters, categorical_actions=True)
+    environments["voters"] = PettingZooWrapper(
+        ParallelNumericInfos(voters), categorical_actions=True
+    )
     if args.duel is not None:
         duel = magi_world.envs.parallel_env(args.duel, actions="discrete", observations="latent")
-        environments["duel"] = PettingZooWrapper(duel, categorical_actions=True)
+        environments["duel"] = PettingZooWrapper(
+            ParallelNumericInfos(duel), categorical_actions=True
+        )
     rolled = {}
     for name, env in environments.items():
         check_env_specs(env)
