@@ -296,3 +296,20 @@ def test_saved_duels_come_back(duel: str, tmp_path: Path) -> None:
     again = magi_world.load(tmp_path / "again")
     assert again.bank.prompts == world.bank.prompts
     assert again.config.outcome is not None and again.config.outcome.rewards == tuple(PLAYERS)
+
+
+@pytest.mark.parametrize("arbitration", ["vote", "turns"])
+def test_the_shipped_world_passes_pettingzoos_tests_with_arbitration(arbitration: str) -> None:
+    keywords = {
+        "world": "doom-take-cover", "arbitration": arbitration, "actions": "discrete",
+        "observations": "latent", "ignore_termination": True,
+    }  # fmt: skip
+    parallel = partial(pong_duel_v0.parallel_env, **keywords)
+    parallel_api_test(parallel(), num_cycles=5)
+    parallel_seed_test(parallel, num_cycles=3)
+    api_test(pong_duel_v0.env(**keywords), num_cycles=5)
+    seed_test(partial(pong_duel_v0.env, **keywords), num_cycles=3)
+    max_cycles_test(
+        SimpleNamespace(parallel_env=parallel, env=partial(pong_duel_v0.env, **keywords))
+    )
+    render_test(partial(pong_duel_v0.env, **keywords))
