@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import gymnasium as gym
+from pettingzoo.utils import BaseParallelWrapper
 from ray.rllib.algorithms.ppo import PPOConfig
 from ray.rllib.env.wrappers.pettingzoo_env import ParallelPettingZooEnv
 from ray.tune.registry import register_env
@@ -26,13 +27,27 @@ def make_single(config: dict[str, Any]) -> gym.Env:
     return gym.wrappers.FlattenObservation(env)
 
 
+class Flat(BaseParallelWrapper):
+    """Every player's latents as one vector."""
+
+    def observation_space(self, agent: str) -> gym.spaces.Box:
+        return gym.spaces.flatten_space(self.env.observation_space(agent))
+
+    def reset(self, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        observations, infos = self.env.reset(seed=seed, options=options)
+        return {agent: seen.ravel() for agent, seen in observations.items()}, infos
+
+    def step(self, actions: dict[str, Any]) -> Any:
+        observations, *rest = self.env.step(actions)
+        return ({agent: seen.ravel() for agent, seen in observations.items()}, *rest)
+
+
 def make_duel(config: dict[str, Any]) -> ParallelPettingZooEnv:
     """Both players of a world."""
-    return ParallelPettingZooEnv(
-        magi_world.envs.parallel_env(
-            config["world"], actions="discrete", observations="latent", max_cycles=32
-        )
+    env = magi_world.envs.parallel_env(
+        config["world"], actions="discrete", observations="latent", max_cycles=32
     )
+    return ParallelPettingZooEnv(Flat(env))
 
 
 def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
