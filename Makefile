@@ -5,6 +5,8 @@
 #   make test         the test suite
 #   make lint         ruff and mypy
 #   make train-doom   everything that ships for Doom, from an empty folder
+#   make train-pong   the same for two-player Pong
+#   make test-rllib   RLlib over the environments, in an environment of its own
 #
 # TORCH_INDEX=URL takes PyTorch from the wheels listed there (for example its CPU builds).
 
@@ -19,7 +21,7 @@ INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constraint
 export SDL_VIDEODRIVER ?= dummy
 export PYTHONSAFEPATH ?= 1
 
-.PHONY: demo test slow lint train-doom
+.PHONY: demo test slow lint train-doom train-pong test-rllib
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/python examples/demo.py
@@ -52,6 +54,24 @@ train-doom: $(VENV)/test.stamp
 	$(BIN)/magi-world evaluate $(DOOM)/round1/world --data $(DOOM)/data --out $(DOOM)/report
 	$(BIN)/magi-world train-agent --world $(DOOM)/round1/world --out $(DOOM)/agent --starts-from $(DOOM)/round1
 	$(BIN)/magi-world evaluate-agent --world $(DOOM)/round1/world --agent $(DOOM)/agent
+
+PONG := runs/pong_duel
+train-pong: $(VENV)/test.stamp
+	$(BIN)/magi-world collect pong-duel --out $(PONG)/data --chunks 40000 --horizon 256
+	$(BIN)/magi-world train-world pong_duel --data $(PONG)/data --out $(PONG)/world-run
+	$(BIN)/magi-world evaluate $(PONG)/world-run/world --data $(PONG)/data --out $(PONG)/report
+	$(BIN)/magi-world train-agent --self-play --world $(PONG)/world-run/world --out $(PONG)/agent
+	$(BIN)/magi-world evaluate-selfplay --world $(PONG)/world-run/world --agent $(PONG)/agent
+
+# RLlib pins an older Gymnasium than everything else is tested with
+RLLIB := .venv-rllib
+test-rllib:
+	$(PYTHON) -m venv $(RLLIB)
+	$(RLLIB)/bin/python -m pip install --disable-pip-version-check \
+		--constraint constraints-rllib.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch
+	$(RLLIB)/bin/python -m pip install --disable-pip-version-check \
+		--constraint constraints-rllib.txt 'ray[rllib]' pytest pytest-timeout hypothesis --editable .
+	OMP_NUM_THREADS=1 $(RLLIB)/bin/python -m pytest tests/examples/test_clients.py -k rllib
 
 # torch comes first and alone: it is the one package with an index of its own.
 $(VENV)/torch.stamp: constraints.txt

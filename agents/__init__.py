@@ -91,16 +91,21 @@ def _trained(folder: Path, world: "World | None", greedy: bool | None) -> Agent:
     from magi_world.agents.files import read_description
     from magi_world.agents.linear import LinearAgent
     from magi_world.agents.ppo_agent import PPOAgent
+    from magi_world.agents.selfplay_agent import SelfPlayAgent
 
     device = "cpu" if world is None else world.device
     kind = read_description(folder).get("kind")
     agent: PPOAgent | LinearAgent
     if kind == "ppo":
         agent = PPOAgent.load(folder, greedy=greedy, device=device)
+    elif kind == "selfplay":
+        agent = SelfPlayAgent.load(folder, greedy=greedy, device=device)
     elif kind == "linear":
         agent = LinearAgent.load(folder, device=device)
     else:
-        raise AgentError(f"{folder} holds an agent of kind {kind!r}, known are 'linear' and 'ppo'")
+        raise AgentError(
+            f"{folder} holds an agent of kind {kind!r}, known are 'linear', 'ppo' and 'selfplay'"
+        )
     if world is not None:
         agent.check_fits(world)
     return agent

@@ -105,14 +105,14 @@ def play_real(
             seeds = [first_seed + start + row for row in range(rows)]
             first = [game.reset(seed) for game, seed in zip(running, seeds, strict=False)]
             drew(sum(chunk.valid_frames for chunk in first))
-            observations = _observe(world, agent, np.stack([chunk.frames for chunk in first]))
+            observations = observe(world, agent, np.stack([chunk.frames for chunk in first]))
             agent.reset(rows, seed=first_seed + start)
             live = list(range(rows))
             while live:
                 actions = agent.act(observations)
                 chunks = {row: running[row].step(int(actions[row])) for row in live}
                 new = np.stack([chunk.frames for chunk in chunks.values()])
-                observations[live] = _observe(world, agent, new)
+                observations[live] = observe(world, agent, new)
                 for row, chunk in chunks.items():
                     returns[start + row] += chunk.reward
                     drew(chunk.valid_frames)
@@ -125,7 +125,7 @@ def play_real(
     return returns
 
 
-def _observe(world: World, agent: Agent, frames: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:
+def observe(world: World, agent: Agent, frames: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:
     """Turn real chunks uint8 `[n, F, H, W, 3]` into what the agent reads, one row each."""
     if isinstance(agent, BLIND):
         return np.zeros((len(frames), 1))

@@ -32,6 +32,7 @@ from magi_world.agents.ppo_learning import blend, learn
 from magi_world.agents.ppo_real import SIGNALS, RealSlots
 from magi_world.agents.ppo_state import Training
 from magi_world.errors import AgentError, ConfigError
+from magi_world.players import players_of
 from magi_world.training.collect import Game
 from magi_world.world import World
 
@@ -237,6 +238,8 @@ def _check_signals(world: World, args: Args, *, real: bool) -> None:
     outcome = world.config.outcome
     if outcome is None and not real:
         raise AgentError(f"the world {world.name!r} has no outcome heads: nothing to learn from")
+    if players_of(world.card):
+        raise AgentError(f"the world {world.name!r} has players: train them by self-play")
     known = SIGNALS if real or outcome is None else outcome.signals
     unknown = sorted(set(args.signal_weights) - set(known))
     if unknown:

@@ -1,7 +1,8 @@
 """One file holds the settings with which the agents of a world are trained.
 
-It has a section for each kind of training: `ppo` (in the dream), `ppo-real` (in the real game) and
-`linear`; what it does not name has the default of the training's own `Args`.
+It has a section for each kind of training: `ppo` (in the dream), `ppo-real` (in the real game),
+`selfplay` (of all players, in the dream) and `linear`; what it does not name has the default of the
+training's own `Args`.
 """
 
 import tomllib
@@ -14,7 +15,12 @@ from typing import Any, Literal, get_args, get_origin
 from magi_world.agents import linear_training, ppo
 from magi_world.errors import RecipeError
 
-SECTIONS: dict[str, type] = {"ppo": ppo.Args, "ppo-real": ppo.Args, "linear": linear_training.Args}
+SECTIONS: dict[str, type] = {
+    "ppo": ppo.Args,
+    "ppo-real": ppo.Args,
+    "selfplay": ppo.Args,
+    "linear": linear_training.Args,
+}
 
 
 def available() -> list[str]:

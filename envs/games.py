@@ -14,13 +14,19 @@ from typing import TYPE_CHECKING, Any
 
 from magi_world.config import WorldConfig
 from magi_world.envs.doom import TakeCoverGame
+from magi_world.envs.pong import AtariPongGame, PongDuelGame
 from magi_world.errors import ConfigError, MagiWorldError, WorldNotFound
+from magi_world.players import chunk_prompts
 
 if TYPE_CHECKING:
     from magi_world.training.collect import Game
 
-GAMES: "dict[str, Callable[[], Game]]" = {TakeCoverGame.name: TakeCoverGame}
-"""The games that ship, by the name of the world that was trained on them."""
+GAMES: "dict[str, Callable[[], Game]]" = {
+    TakeCoverGame.name: TakeCoverGame,
+    PongDuelGame.name: PongDuelGame,
+    AtariPongGame.name: AtariPongGame,
+}
+"""The games that ship, by the name of the world that was trained on them or is scored in them."""
 
 ADAPTER = "adapter"
 """Key of a card that names the world's own game."""
@@ -74,7 +80,7 @@ def check_fits(game: "Game", card: Mapping[str, Any], config: WorldConfig) -> No
         ConfigError: other prompts, frames per chunk or frame shape.
     """
     played = (game.prompts, game.chunk_frames, tuple(game.frame_shape))
-    dreamt = (card["prompts"], config.chunk_frames, (config.height, config.width, 3))
+    dreamt = (chunk_prompts(card), config.chunk_frames, (config.height, config.width, 3))
     if played != dreamt:
         raise ConfigError(
             f"the world {card['name']!r} has prompts, frames per chunk and frame shape {dreamt}, "

@@ -31,8 +31,9 @@ from magi_world.envs.spaces import (
     observation,
     observation_space,
 )
-from magi_world.envs.world_env import check_horizon
+from magi_world.envs.world_env import check_agents, check_horizon
 from magi_world.errors import ActionError, ConfigError, ResetOptionError, WorldNotFound
+from magi_world.players import chunk_prompts, chunk_wordings
 from magi_world.training.collect import Game, GameChunk
 from magi_world.world import load
 
@@ -76,6 +77,8 @@ class RealEnv(gymnasium.Env[Observation, Action]):
     """
 
     metadata: dict[str, Any] = {"render_modes": list(RENDER_MODES)}
+    for_players = False
+    """whether the game may have players; only `envs/multi_env.py` knows what to do with them"""
 
     def __init__(
         self,
@@ -98,6 +101,7 @@ class RealEnv(gymnasium.Env[Observation, Action]):
         self.horizon = horizon
 
         card = _read_card(world)
+        check_agents(card, self.for_players)
         config = WorldConfig.from_dict(card["config"])
         if game is None and ADAPTER not in card and card["name"] not in GAMES:
             raise ConfigError(
@@ -110,7 +114,8 @@ class RealEnv(gymnasium.Env[Observation, Action]):
         self.world = (
             None if observations == "frames" else load(os.fspath(world), device=device, dtype=dtype)
         )
-        self._prompts: list[str] = card["prompts"]
+        self.card = card
+        self._prompts = chunk_prompts(card)
         self._indices = _indices(card)
         self._max_length = max_prompt_length(config)
         self.action_space = action_space(actions, self._prompts, self._max_length)
@@ -169,7 +174,7 @@ class RealEnv(gymnasium.Env[Observation, Action]):
             self._ended = f"after the end of the episode, {self._chunk} chunks long"
         self._renderer.add(lambda: chunk.frames)
         info = self._info(chunk, prompt)
-        return self._observe(chunk), chunk.reward, chunk.terminated, truncated, info
+        return self._observe(chunk), self._reward(chunk), chunk.terminated, truncated, info
 
     def render(self) -> Any:
         """Return the last frame, all frames since the last call, or None, as `render_mode` says."""
@@ -195,6 +200,9 @@ class RealEnv(gymnasium.Env[Observation, Action]):
                 "and the paraphrases in the world's card"
             )
         return prompt, self._indices[prompt]
+
+    def _reward(self, chunk: GameChunk) -> float:
+        return float(chunk.reward)
 
     def _observe(self, chunk: GameChunk) -> Observation:
         world = self.world
@@ -229,9 +237,8 @@ def _read_card(world: str | os.PathLike[str]) -> dict[str, Any]:
 
 def _indices(card: dict[str, Any]) -> dict[str, int]:
     """Index of the action of every prompt and paraphrase in a card."""
-    indices = {}
-    for index, prompt in enumerate(card["prompts"]):
-        for key in ("paraphrases", "held_out_paraphrases"):
-            for text in card.get(key, {}).get(prompt, ()):
-                indices[text] = index
-    return indices | {prompt: index for index, prompt in enumerate(card["prompts"])}
+    indices: dict[str, int] = {}
+    for key in ("paraphrases", "held_out_paraphrases"):
+        for index, wordings in enumerate(chunk_wordings(card, key)):
+            indices |= dict.fromkeys(wordings, index)
+    return indices | {prompt: index for index, prompt in enumerate(chunk_prompts(card))}

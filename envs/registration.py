@@ -1,6 +1,7 @@
-"""The environment ids that `import magi_world` adds to Gymnasium's registry."""
+"""The ids that `import magi_world` adds to the registries of Gymnasium and PettingZoo."""
 
 import gymnasium
+import pettingzoo
 
 ENTRY_POINTS = {
     "magi_world/DoomTakeCover-v0": "magi_world.envs.world_env:WorldEnv",
@@ -20,6 +21,10 @@ WORLDS = {
 """The world behind the ids that have one; the others take a model as keyword."""
 
 
+PARALLEL_WORLDS = {"magi_world/pong_duel-v0": "magi_world.envs.pong_duel_v0"}
+"""The module behind each id of PettingZoo's registry."""
+
+
 def register_environments() -> None:
     """Register every id that is not registered yet.
 
@@ -34,3 +39,12 @@ def register_environments() -> None:
                 vector_entry_point=VECTOR_ENTRY_POINTS.get(env_id),
                 kwargs={"world": WORLDS[env_id]} if env_id in WORLDS else {},
             )
+    if not hasattr(pettingzoo, "register"):  # its registry is newer than what else is needed of it
+        return
+    for env_id, module in PARALLEL_WORLDS.items():
+        for kind, maker, registry in (
+            ("parallel", "parallel_env", pettingzoo.parallel_registry),
+            ("aec", "env", pettingzoo.aec_registry),
+        ):
+            if env_id not in registry:
+                pettingzoo.register(kind, env_id, entry_point=f"{module}:{maker}")

@@ -36,8 +36,9 @@ from magi_world.envs.spaces import (
     max_prompt_length,
     observation_space,
 )
-from magi_world.envs.world_env import check_horizon
+from magi_world.envs.world_env import check_agents, check_horizon
 from magi_world.errors import ConfigError
+from magi_world.players import chunk_prompts, players_of
 from magi_world.sampling.chunk import Chunk
 from magi_world.sampling.rollout import Starts
 from magi_world.world import World, load
@@ -78,6 +79,8 @@ class WorldVectorEnv(VectorEnv[Any, Any, Any]):
     """
 
     metadata: dict[str, Any] = {"render_modes": list(RENDER_MODES)}
+    for_players = False
+    """whether the world may have players; their rewards are then columns, `[N, players]`"""
 
     def __init__(
         self,
@@ -118,6 +121,7 @@ class WorldVectorEnv(VectorEnv[Any, Any, Any]):
             self.num_envs, steps=steps, temperature=temperature, starts=starts
         )
         card, config, bank = self.world.card, self.world.config, self.world.bank
+        check_agents(card, self.for_players)
         if self.autoreset_mode != AutoresetMode.DISABLED:
             if not (bank.num_openings if starts == "opening" else len(bank)):
                 raise ConfigError(
@@ -127,7 +131,9 @@ class WorldVectorEnv(VectorEnv[Any, Any, Any]):
         limits = [card.get("horizon") if horizon is None else horizon, max_episode_steps]
         self.horizon: int | None = min((n for n in limits if n is not None), default=None)
         self.ignore_termination = ignore_termination
-        self._prompts: list[str] = card["prompts"]
+        self._prompts = chunk_prompts(card)
+        players = len(players_of(card))
+        self._reward_shape = (self.num_envs, players) if players else (self.num_envs,)
         self.max_prompt_length = max_prompt_length(config)
         self.single_action_space = action_space(actions, self._prompts, self.max_prompt_length)
         self.single_observation_space = observation_space(observations, config)
@@ -245,7 +251,7 @@ class WorldVectorEnv(VectorEnv[Any, Any, Any]):
             actions, self._actions, self._prompts, self.max_prompt_length,
             num_envs=self.num_envs, ignored=over,
         )  # fmt: skip
-        reward = torch.zeros(self.num_envs, device=self.world.device)
+        reward = torch.zeros(self._reward_shape, device=self.world.device)
         terminated = np.zeros(self.num_envs, np.bool_)
         truncated = np.zeros(self.num_envs, np.bool_)
         infos: dict[str, Any] = {}

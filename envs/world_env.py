@@ -27,6 +27,7 @@ from magi_world.envs.spaces import (
     observation_space,
 )
 from magi_world.errors import ConfigError, ResetOptionError
+from magi_world.players import chunk_prompts, players_of
 from magi_world.sampling.chunk import Chunk
 from magi_world.sampling.rollout import Starts
 from magi_world.world import load
@@ -65,6 +66,8 @@ class WorldEnv(gymnasium.Env[Observation, Action]):
     """
 
     metadata: dict[str, Any] = {"render_modes": list(RENDER_MODES)}
+    for_players = False
+    """whether the world may have players; only `envs/multi_env.py` knows what to do with them"""
 
     def __init__(
         self,
@@ -92,9 +95,10 @@ class WorldEnv(gymnasium.Env[Observation, Action]):
         self.world = load(os.fspath(world), device=device, dtype=dtype)
         self.rollout = self.world.rollout(1, steps=steps, temperature=temperature, starts=starts)
         card, config = self.world.card, self.world.config
+        check_agents(card, self.for_players)
         self.horizon: int | None = card.get("horizon") if horizon is None else horizon
         self.ignore_termination = ignore_termination
-        self._prompts: list[str] = card["prompts"]
+        self._prompts = chunk_prompts(card)
         self._max_length = max_prompt_length(config)
         self.action_space = action_space(actions, self._prompts, self._max_length)
         self.observation_space = observation_space(observations, config)
@@ -172,7 +176,7 @@ class WorldEnv(gymnasium.Env[Observation, Action]):
         if terminated or truncated:
             self._ended = f"after the end of the episode, {self._chunk} chunks long"
         self._renderer.add(_frames_of(chunk))
-        reward = float(chunk.reward[0])
+        reward = self._reward(chunk)
         return self._observe(chunk), reward, terminated, truncated, self._info(chunk)
 
     def get_state(self) -> dict[str, Any]:
@@ -223,6 +227,9 @@ class WorldEnv(gymnasium.Env[Observation, Action]):
         """Close the window if there is one; calling it again does nothing."""
         self._renderer.close()
 
+    def _reward(self, chunk: Chunk) -> float:
+        return float(chunk.reward[0])
+
     def _observe(self, chunk: Chunk) -> Observation:
         self._shown.replace(chunk.latents, lambda: chunk.frames)
         observed: Observation = self._shown.observation(0)
@@ -246,6 +253,19 @@ def check_horizon(horizon: Any) -> None:
     """
     if horizon is not None and (not _is_integer(horizon) or horizon < 1):
         raise ConfigError(f"horizon {horizon!r}: a whole number of chunks, 1 or more, or None")
+
+
+def check_agents(card: Mapping[str, Any], for_players: bool) -> None:
+    """Refuse a world with players where a single agent is expected.
+
+    Raises:
+        ConfigError: it is one.
+    """
+    if players_of(card) and not for_players:
+        raise ConfigError(
+            f"the world {card['name']!r} has the players {players_of(card)}: open it with "
+            f"magi_world.envs.parallel_env({card['name']!r})"
+        )
 
 
 def check_reset_options(options: object) -> dict[str, Any]:

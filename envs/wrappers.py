@@ -1,7 +1,8 @@
 """Wrappers: chunks of frames as single pictures, rewards of one's own, infos without texts.
 
-`LastFrame`, `ChannelStack` and `CallableReward` take an environment that observes frames, uint8
-`[F, H, W, 3]`; `NumericInfos` takes a vector environment.
+`LastFrame`, `ChannelStack`, `FrameByFrame` and `CallableReward` take an environment that observes
+frames, uint8 `[F, H, W, 3]`; `NumericInfos` takes a vector environment. A reward from the likeness
+of pictures and a text is a `CallableReward` with `envs/text_image.py`.
 """
 
 from collections.abc import Callable
@@ -56,6 +57,59 @@ class ChannelStack(gymnasium.ObservationWrapper[Frames, Any, Frames], RecordCons
     def observation(self, observation: Frames) -> Frames:
         """Return the frames `[F, H, W, 3]` as one picture `[H, W, 3F]`, oldest first."""
         return np.concatenate(list(observation), axis=-1)
+
+
+class FrameByFrame(gymnasium.Wrapper[Frames, Any, Frames, Any], RecordConstructorArgs):
+    """Show the frames of each chunk one after the other, uint8 `[H, W, 3]`, the action held.
+
+    A chunk has one action: the step that begins it takes the action, the steps that show its other
+    frames ignore theirs (`info["held"]` says so). What a chunk earns, and whether the episode ends
+    in it, is told with its last frame; `info` is that of the chunk. `render` with "rgb_array" gives
+    the frame that is shown, at the game's own rate.
+
+    Raises:
+        ConfigError: the environment observes something else than frames.
+    """
+
+    def __init__(self, env: gymnasium.Env[Frames, Any]) -> None:
+        RecordConstructorArgs.__init__(self)
+        gymnasium.Wrapper.__init__(self, env)
+        self._count, height, width, channels = _frames_shape(env, type(self).__name__)
+        self.observation_space = spaces.Box(0, 255, (height, width, channels), np.uint8)
+        if "render_fps" in env.metadata and env.render_mode == "rgb_array":
+            rate = round(env.metadata["render_fps"] * self._count)  # whole, as `play` wants it
+            self.metadata = {**env.metadata, "render_fps": rate}
+        self._waiting: list[Frames] = []
+        self._shown: Frames | None = None
+        self._outcome: tuple[float, bool, bool, dict[str, Any]] = (0.0, False, False, {})
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Frames, dict[str, Any]]:
+        """Reset and show the last frame of the opening."""
+        observation, info = self.env.reset(seed=seed, options=options)
+        self._waiting = []
+        self._shown = observation[-1].copy()
+        return self._shown.copy(), {**info, "held": False}
+
+    def step(self, action: Any) -> tuple[Frames, float, bool, bool, dict[str, Any]]:
+        """Show the next frame; every `F`-th step generates a chunk under its action."""
+        held = bool(self._waiting)
+        if not held:
+            frames, reward, terminated, truncated, info = self.env.step(action)
+            self._waiting = list(frames.copy())
+            self._outcome = (float(reward), terminated, truncated, info)
+        self._shown = self._waiting.pop(0)
+        reward, terminated, truncated, info = self._outcome
+        if self._waiting:
+            reward, terminated, truncated = 0.0, False, False
+        return self._shown.copy(), reward, terminated, truncated, {**info, "held": held}
+
+    def render(self) -> Any:
+        """The frame that is shown with "rgb_array", else what the environment gives."""
+        if self.render_mode == "rgb_array" and self._shown is not None:
+            return self._shown.copy()
+        return self.env.render()
 
 
 class NumericInfos(VectorWrapper[Any, Any, Any, Any, Any]):

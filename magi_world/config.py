@@ -241,6 +241,8 @@ class OutcomeConfig(_Section):
     """learned queries that pool the tokens of a chunk"""
     signals: tuple[str, ...] = ()
     """extra quantities predicted per chunk, in this order"""
+    rewards: tuple[str, ...] = ()
+    """whose rewards are predicted, the card's players in their order; empty: one for all"""
 
     def __post_init__(self) -> None:
         _require_counts(self, "hidden_size", "num_queries")
@@ -249,6 +251,11 @@ class OutcomeConfig(_Section):
             f"hidden_size {self.hidden_size} is not a multiple of its {self.num_heads} heads "
             "(one for every 32 channels)",
         )
+
+    @property
+    def num_rewards(self) -> int:
+        """Rewards predicted per chunk."""
+        return len(self.rewards) or 1
 
     @property
     def num_heads(self) -> int:

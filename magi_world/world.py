@@ -39,6 +39,7 @@ from magi_world.models.vae import VitVAE
 from magi_world.models.vae_tiling import Compat, Tiling, tiled_decode, tiled_encode
 from magi_world.offload.placement import Placement
 from magi_world.placement import DTYPES, check_place
+from magi_world.players import chunk_prompts, players_of
 from magi_world.sampling.chunk import Chunk
 from magi_world.sampling.kept_captions import KeptCaptions
 from magi_world.sampling.pictures import check_latents, history_prompts, picture_chunks
@@ -285,16 +286,22 @@ class World:
     # ---------------------------------------------------------------- rollouts
 
     def judge(self, latents: Tensor, hidden: Tensor, prompts: Sequence[str | None]) -> Chunk:
-        """Reward and termination of n clean chunks from their hidden states `[n, tokens, E]`."""
+        """Reward and termination of n clean chunks from their hidden states `[n, tokens, E]`.
+
+        A card that says `terminates = false` speaks of a world whose episodes never end by
+        themselves, whatever the heads say.
+        """
         n = latents.shape[0]
-        reward = torch.zeros(n, device=self.device)
+        players = len(players_of(self.card))
+        reward = torch.zeros((n, players) if players else n, device=self.device)
         probability = torch.zeros(n, device=self.device)
         signals: dict[str, Tensor] = {}
         if self.outcome is not None:
             outcome = self.outcome(hidden)
             low, high = self.card["reward_range"]
             reward = outcome.reward.clamp(low, high)
-            probability = outcome.termination_logit.sigmoid()
+            if self.card.get("terminates", True):
+                probability = outcome.termination_logit.sigmoid()
             for index, name in enumerate(self.outcome.config.signals):
                 signals[name] = outcome.signals[:, index]
         never = torch.zeros(n, dtype=torch.bool, device=self.device)
@@ -352,7 +359,7 @@ class World:
             for name, module in self.modules().items():
                 write_tensors(as_bfloat16(module), folder / f"{name}.safetensors", {"part": name})
         if layout == "world":
-            write_bank(self.bank, self.card["prompts"], folder / "bank.safetensors")
+            write_bank(self.bank, chunk_prompts(self.card), folder / "bank.safetensors")
             write_card(folder, self.card)
 
 
@@ -401,7 +408,9 @@ def load(
 def _load_world(folder: Path, card: dict[str, Any]) -> World:
     """Load a world with a small text encoder and heads of its own."""
     world = World(card, folder=folder)
-    world.bank = read_bank(folder / "bank.safetensors", card["prompts"], world.config.latent_shape)
+    world.bank = read_bank(
+        folder / "bank.safetensors", chunk_prompts(card), world.config.latent_shape
+    )
     for part, module in world.modules().items():
         load_module(module, folder / f"{part}.safetensors")
     return world

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from magi_world.checkpoints.tensors import read_tensors, write_tensors
 from magi_world.errors import CheckpointError, ResetOptionError
+from magi_world.players import check_players
 
 CARD = "world.json"
 _REQUIRED = ("name", "game", "prompts", "fps", "horizon", "reward_range", "config")
@@ -140,6 +141,9 @@ def check_card(card: Any, source: str) -> dict[str, Any]:
     numbers = isinstance(rewards, list) and all(type(r) in (int, float) for r in rewards)
     if not numbers or len(rewards) != 2 or not rewards[0] <= rewards[1]:
         raise CheckpointError(f"{source}: reward_range {rewards!r} is no [lowest, highest]")
+    if type(card.get("terminates", True)) is not bool:
+        raise CheckpointError(f"{source}: terminates {card['terminates']!r} is not true or false")
+    check_players(card, source)
     return card
 
 

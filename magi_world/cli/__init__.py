@@ -18,6 +18,7 @@ from magi_world.cli import (
     evaluate_planner,
     generate,
     plan,
+    selfplay,
     train,
     worlds,
 )
@@ -38,6 +39,7 @@ app.command("train-world")(train.train_world)
 app.command("train-agent")(train.train_agent)
 app.command("evaluate-agent")(evaluate_agent.evaluate_agent)
 app.command("evaluate-planner")(evaluate_planner.evaluate_planner)
+app.command("evaluate-selfplay")(selfplay.evaluate_selfplay)
 app.command("evaluate")(evaluate.evaluate)
 app.command("calibrate")(checkpoints.calibrate)
 app.command("make-checkpoint")(checkpoints.make_checkpoint)

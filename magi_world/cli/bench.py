@@ -88,9 +88,11 @@ def env(
     with the same dtype and threads, the latents-only loop reaches, and which share of a step of the
     vector environment is not the model's.
     """
+    from magi_world.envs.multi_vector_env import WholeVectorEnv
     from magi_world.envs.vector_env import WorldVectorEnv
     from magi_world.evaluation.bench import bench_env, machine
     from magi_world.evaluation.overhead import measure_overhead
+    from magi_world.players import chunk_prompts, players_of
     from magi_world.world import load
 
     widths = parse_counts(num_envs, "--num-envs")
@@ -105,10 +107,11 @@ def env(
         say=say,
     )
     loaded = load(world, device=device, dtype=dtype)
-    names = list(loaded.card["prompts"])
+    names = chunk_prompts(loaded.card)
+    kind = WholeVectorEnv if players_of(loaded.card) else WorldVectorEnv
     for row in rows:
         width = row["num_envs"]
-        environment = WorldVectorEnv(width, loaded, actions="discrete", steps=steps)
+        environment = kind(width, loaded, actions="discrete", steps=steps)
         count = max(5, min(chunks, MAX_ENV_CHUNKS))
         actions = [[(seed + k) % len(names)] * width for k in range(count + 1)]
         row |= measure_overhead(environment, actions, decode=True, seed=seed)

@@ -7,9 +7,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from magi_world.errors import AgentError
+
 if TYPE_CHECKING:
     from magi_world.agents import Agent
-    from magi_world.training.collect import Behaviour, Game
+    from magi_world.envs.pong import PongDuelGame
+    from magi_world.training.collect import Behaviour, Game, Policy
     from magi_world.training.episodes import EpisodeData
     from magi_world.world import World
 
@@ -66,16 +69,21 @@ class SeesLatents:
 def mixture(game: "Game", agent: "Agent | None" = None) -> "list[Behaviour]":
     """Who plays a game for data, in equal shares: random players, and an agent if there is one.
 
-    In a shipped game sticky random players, blind sweeps and players who mostly do nothing: a
-    world that has seldom seen what comes of that dreams that it is safe. In one's own sticky random
-    players, and more of them by the game's `action_weights` if it has those. How sticky and how
-    wide a sweep is, and to which side it sets out, is drawn for every episode: a world learns most
-    from seeing the same situation left in many ways.
+    In Doom sticky random players, blind sweeps and players who mostly do nothing: a world that has
+    seldom seen what comes of that dreams that it is safe. In Pong see `duel_mixture`. In one's own
+    game sticky random players, and more of them by its `action_weights` if it has those. How sticky
+    and how wide a sweep is, and to which side it sets out, is drawn for every episode: a world
+    learns most from seeing the same situation left in many ways.
     """
     from magi_world.agents.random_agent import Sticky, Sweep
-    from magi_world.envs.games import GAMES
+    from magi_world.envs.doom import TakeCoverGame
+    from magi_world.envs.pong import PongDuelGame
     from magi_world.training.collect import Behaviour
 
+    if isinstance(game, PongDuelGame):
+        if agent is not None:
+            raise AgentError(f"{game.name} has players, and one agent is not all of them")
+        return duel_mixture(game)
     weights: Any = getattr(game, "action_weights", None)
     num_actions = len(game.prompts)
 
@@ -95,13 +103,52 @@ def mixture(game: "Game", agent: "Agent | None" = None) -> "list[Behaviour]":
         return Sticky(num_actions, p=float(rng.uniform(0.0, 0.9)), weights=shares)
 
     behaviours = [Behaviour("sticky", 1.0, sticky)]
-    if game.name in GAMES:
+    if isinstance(game, TakeCoverGame):
         behaviours += [Behaviour("sweep", 1.0, sweep), Behaviour("still", 1.0, still)]
     if weights is not None:
         behaviours.append(Behaviour("weighted", 1.0, weighted))
     if agent is not None:
         behaviours.append(Behaviour("agent", 1.0, lambda rng: agent))
     return behaviours
+
+
+def duel_mixture(game: "PongDuelGame") -> "list[Behaviour]":
+    """Who plays Pong for data, in equal shares: two sticky random players, two who follow the ball
+    and err, and one of each, on a side drawn for every episode.
+
+    How sticky they are, how often and how far they err is drawn for every player and episode.
+    """
+    from magi_world.agents.random_agent import Sticky
+    from magi_world.agents.tracker import Together, Tracker
+    from magi_world.training.collect import Behaviour
+
+    num_actions = len(game.player_prompts)
+
+    def sticky(rng: np.random.Generator, player: str) -> "Policy":
+        return Sticky(num_actions, p=float(rng.uniform(0.2, 0.9)))
+
+    def tracker(rng: np.random.Generator, player: str) -> "Policy":
+        return Tracker(
+            player,
+            game.objects,
+            slip=float(rng.uniform(0.0, 0.5)),
+            reach=float(rng.uniform(1.0, 4.0)),
+            aim=float(rng.uniform(-3.0, 3.0)),
+        )
+
+    def of(*kinds: "Callable[[np.random.Generator, str], Policy]") -> "Any":
+        def make(rng: np.random.Generator) -> Together:
+            order = rng.permutation(len(kinds))
+            pairs = zip(order, game.players, strict=True)
+            return Together([kinds[i](rng, player) for i, player in pairs], num_actions)
+
+        return make
+
+    return [
+        Behaviour("sticky", 1.0, of(sticky, sticky)),
+        Behaviour("trackers", 1.0, of(tracker, tracker)),
+        Behaviour("tracker and sticky", 1.0, of(tracker, sticky)),
+    ]
 
 
 def dataset_folders(paths: Sequence[Path]) -> list[Path]:

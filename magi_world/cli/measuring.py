@@ -55,7 +55,7 @@ def report_game(
 
     The players are the no-op, sticky random, the blind sweep if its period is known, and the
     world's own agent if one ships with it. Only a shipped game is swept: in one's own the actions
-    need not be left and right.
+    need not be left and right. In a world with players nobody plays: `evaluate-selfplay` does.
     """
     from magi_world import agents
     from magi_world.agents.evaluation import play_dream, play_real
@@ -65,7 +65,10 @@ def report_game(
     from magi_world.evaluation.report import Game as ReportGame
     from magi_world.evaluation.report import Player
     from magi_world.evaluation.variants import with_sampling
+    from magi_world.players import players_of
 
+    if players_of(world.card):  # the policies here are those of one agent
+        return ReportGame()
     shipped = world.name in GAMES
     sweeps = sweeps and shipped
     if not (lengths or sweeps or films or branches):
@@ -178,6 +181,7 @@ def headline(report: Mapping[str, Any]) -> dict[str, Any]:
     """The numbers of a report that a person looks at first, by a short name."""
     return {
         **_picture_lines(report),
+        **_place_lines(report.get("places", {})),
         **_end_lines(report),
         **_prompt_lines(report["prompt_effect"]),
         **_length_lines(report),
@@ -256,6 +260,21 @@ def _picture_lines(report: Mapping[str, Any]) -> dict[str, Any]:
         name = f"open loop PSNR after {distance} chunks, dB (n={ahead['n']})"
         lines[name] = row["dream"]
         lines[f"copy-last PSNR after {distance} chunks, dB (n={ahead['n']})"] = row["copy_last"]
+    return lines
+
+
+def _place_lines(places: Mapping[str, Any]) -> dict[str, Any]:
+    """Where things are, in pixels of a frame from where they really are."""
+    views = {"VAE": places["vae"]} if places else {}
+    for distance, row in places.get("dream", {}).items():
+        views[f"dream after {distance} chunks"] = row
+    lines: dict[str, Any] = {}
+    for view, things in views.items():
+        for thing, row in things.items():
+            lines[f"{thing} off its place, {view}, px (n={row['n']})"] = (
+                f"mean {_number(row['mean'])}, median {_number(row['median'])}, "
+                f"missed {_number(row['missed'])}, invented {_number(row['invented'])}"
+            )
     return lines
 
 

@@ -34,6 +34,10 @@ def collect(
     first_episode: Annotated[
         int, typer.Option(min=0, help="Number of the first episode; it decides the seeds.")
     ] = 0,
+    horizon: Annotated[
+        int | None,
+        typer.Option(min=1, help="Cut episodes after so many chunks; else they end by themselves."),
+    ] = None,
     agent: Annotated[
         str | None,
         typer.Option(
@@ -48,7 +52,8 @@ def collect(
     """Play the real game and keep every chunk as a Minari dataset.
 
     Sticky random actions and, in Doom, blind sweeps and players who mostly stand still, in equal
-    parts, and an agent if one is given. The same arguments give the same data; a second collection
+    parts, and an agent if one is given; in Pong sticky random players and ones that follow the
+    ball. The same arguments give the same data; a second collection
     takes a first episode beyond the first one's.
     """
     from magi_world.cli.games import SeesLatents, game_maker, mixture
@@ -72,6 +77,7 @@ def collect(
         root=out,
         chunks=chunks,
         first_episode=first_episode,
+        horizon=horizon,
     )
     summary = {
         "dataset": result.dataset_id,
@@ -187,6 +193,10 @@ def train_agent(
     real: Annotated[
         bool, typer.Option("--real", help="Learn in the real game, seen through the world's VAE.")
     ] = False,
+    self_play: Annotated[
+        bool,
+        typer.Option("--self-play", help="Learn all players of a world against itself (ppo)."),
+    ] = False,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from OUT, with its settings; time adds up.")
     ] = False,
@@ -240,7 +250,7 @@ def train_agent(
     Options here go before the recipe's settings, those before the defaults of the training. It can
     be stopped at any time; --resume goes on from the last checkpoint.
     """
-    from magi_world.agents import linear_training, ppo
+    from magi_world.agents import linear_training, ppo, selfplay
     from magi_world.agents.checkpoint import resumed_settings
     from magi_world.agents.ppo_real import REAL_SETTINGS
     from magi_world.agents.recipe import available, recipe_settings
@@ -250,6 +260,8 @@ def train_agent(
     if kind is Kind.LINEAR and (real or steps is not None):
         name = "'--real'" if real else "'--steps'"
         raise typer.BadParameter("is not known to --kind linear", param_hint=name)
+    if self_play and (kind is not Kind.PPO or real):
+        raise typer.BadParameter("goes with --kind ppo in the dream", param_hint="'--self-play'")
     if kind is Kind.PPO and generations is not None:
         raise typer.BadParameter("goes with --kind linear", param_hint="'--generations'")
     if resume and recipe is not None:
@@ -263,21 +275,25 @@ def train_agent(
     settings |= parse_settings(setting or [], module.Args)
     loaded = load(world, device=device, dtype=dtype)
     if resume:
-        settings = resumed_settings(out, kind.value) | settings
+        settings = resumed_settings(out, selfplay.KIND if self_play else kind.value) | settings
     else:
-        section = "ppo-real" if real else kind.value
+        section = "ppo-real" if real else selfplay.KIND if self_play else kind.value
         of_world = loaded.name if loaded.name.replace("-", "_") in available() else None
         if (named := recipe or of_world) is not None:
             settings = recipe_settings(named, section) | settings
         if real:
             settings = REAL_SETTINGS | settings
+        if self_play:
+            settings = selfplay.SETTINGS | settings
     if starts_from is not None:
         from magi_world.training.run import with_more_clips
 
         if real:
             raise typer.BadParameter("is not known to --real", param_hint="'--starts-from'")
         loaded = with_more_clips(loaded, starts_from, clips)
-    if kind is Kind.PPO:
+    if self_play:
+        selfplay.train(loaded, ppo.Args(**settings), out, resume=resume)
+    elif kind is Kind.PPO:
         make_game = real_game(loaded, game) if real else None
         ppo.train(loaded, ppo.Args(**settings), out, make_game=make_game, resume=resume)
     else:

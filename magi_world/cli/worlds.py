@@ -71,10 +71,11 @@ def rollout(
     from rich.progress import track
 
     from magi_world.evaluation.video import enlarge, write_mp4
+    from magi_world.players import chunk_prompts
     from magi_world.world import load
 
     loaded = load(world, device=device, dtype=dtype)
-    names = list(loaded.card["prompts"])
+    names = chunk_prompts(loaded.card)
     if prompts:
         said = [prompts[index // hold % len(prompts)] for index in range(chunks)]
     else:
@@ -96,12 +97,13 @@ def rollout(
         for index, prompt in enumerate(shown, start=1):
             chunk = played.step([prompt])
             if result["terminated_at"] is None:
-                result["return"] += float(chunk.reward[0])
+                result["return"] = result["return"] + chunk.reward[0].cpu().numpy().astype(float)
                 if bool(chunk.terminated[0]):
                     result["terminated_at"] = index
             yield from enlarge(chunk.frames[0].cpu().numpy(), scale)
 
     result["frames"] = write_mp4(path, film(), loaded.config.fps)
+    result["return"] = np.asarray(result["return"]).tolist()  # a list, one a player, or a number
     if as_json:
         emit_json(result)
     else:

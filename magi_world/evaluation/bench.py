@@ -18,6 +18,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from magi_world.evaluation.profiling import profile_steps
+from magi_world.players import chunk_prompts
 from magi_world.sampling.rollout import Rollout
 from magi_world.world import World
 
@@ -42,7 +43,7 @@ def resident_bytes() -> int:
 def drawn_prompts(world: World, width: int, seed: int) -> Iterator[list[str]]:
     """Endless rows of `width` prompts of the card, drawn uniformly."""
     rng = np.random.default_rng(seed)
-    names = list(world.card["prompts"])
+    names = chunk_prompts(world.card)
     while True:
         yield [names[index] for index in rng.integers(len(names), size=width)]
 
@@ -120,7 +121,9 @@ def bench_slots(
     _timed_step(rollout, next(prompts), decode=True)
     cold_start = time.perf_counter() - begin
 
-    for prompt in world.card["prompts"]:  # encoding a new prompt is work that steps do not repeat
+    for prompt in chunk_prompts(
+        world.card
+    ):  # encoding a new prompt is work that steps do not repeat
         world.caption(prompt)
     flops = step_flops(rollout, next(prompts))
     for _ in range(max(2, chunks // 20)):  # the first steps warm caches and clocks

@@ -10,6 +10,7 @@ from torch import Tensor
 from magi_world.evaluation.clips import Clips, Integers
 from magi_world.evaluation.metrics import Frames, blocks
 from magi_world.evaluation.motion import CONTEXT
+from magi_world.players import chunk_prompts
 from magi_world.sampling.chunk import Chunk
 from magi_world.sampling.rollout import Rollout
 from magi_world.sampling.sampler import Places
@@ -89,8 +90,8 @@ def step_unprompted(rollout: Rollout) -> Chunk:
 
 
 def prompts_of(world: World) -> list[str]:
-    """The card's prompts, one an action; index 0 is the no-op."""
-    return list(world.card["prompts"])
+    """The prompts of chunks, one an action of the data; index 0 is the no-op (of all players)."""
+    return chunk_prompts(world.card)
 
 
 def batches(clips: Clips, settings: DreamSettings) -> Iterator[tuple[slice, Clips, list[int]]]:

@@ -15,6 +15,7 @@ from magi_world.evaluation.inverse_model import InverseModel, predict, ratio, sc
 from magi_world.evaluation.metrics import Frames, Mask, ratio_interval
 from magi_world.evaluation.mobility import Travel, can_move, has_room, spread
 from magi_world.evaluation.motion import CONTEXT, Moments, join_moments, moments_of
+from magi_world.players import chunk_wordings
 from magi_world.world import World
 
 Say = Callable[[str], None]
@@ -131,8 +132,8 @@ def measure_drawn_actions(
     chosen = spread(actions.ravel(), allowed.ravel(), group, settings.seed).reshape(allowed.shape)
     wordings: dict[str, Mapping[str, Sequence[str]]] = {
         "prompts": {name: [name] for name in names},
-        "paraphrases_seen": world.card.get("paraphrases", {}),
-        "paraphrases_unseen": world.card.get("held_out_paraphrases", {}),
+        "paraphrases_seen": _wordings(world, "paraphrases"),
+        "paraphrases_unseen": _wordings(world, "held_out_paraphrases"),
     }
     result: dict[str, Any] = {
         "chance": 1 / len(names),
@@ -250,3 +251,9 @@ def _by_phrase(
         phrase: {"accuracy": ratio(sum(values), len(values)), "n": len(values)}
         for phrase, values in sorted(hits.items())
     }
+
+
+def _wordings(world: World, key: str) -> dict[str, list[str]]:
+    """Other wordings of every prompt that has some, under one key of the card."""
+    wordings = chunk_wordings(world.card, key)
+    return {prompt: others for prompt, *others in wordings if others}

@@ -19,6 +19,7 @@ from magi_world.evaluation.lengths import Lengths, Play, choose_sweep, measure_l
 from magi_world.evaluation.metrics import Frames
 from magi_world.evaluation.mobility import learn_travel
 from magi_world.evaluation.motion import CONTEXT, Moments, episode_moments
+from magi_world.evaluation.objects import places_in_prediction, places_in_reconstruction
 from magi_world.evaluation.one_step_ahead import (
     measure_damage,
     measure_termination,
@@ -117,6 +118,15 @@ def evaluate_world(
     )
     dreamed = dream(world, clips, clips.actions[:, clips.prefix :], settings)
     report["prediction"] = measure_prediction(world, clips, dreamed[:, CONTEXT:])
+    if "objects" in world.card:
+        report["places"] = {
+            "vae": places_in_reconstruction(
+                world, held_out, count=sizes.reconstruction_chunks, seed=settings.seed
+            ),
+            "dream": places_in_prediction(
+                clips, dreamed[:, CONTEXT:], world.card["objects"], HORIZONS
+            ),
+        }
     say(f"open-loop prediction of {len(clips)} clips measured")
     write_strips(out, clips, dreamed[:, CONTEXT:], sizes.strips)
 

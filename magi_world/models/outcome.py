@@ -20,7 +20,7 @@ class Outcome(NamedTuple):
     """What the heads say about G chunks."""
 
     reward: Tensor
-    """mean reward `[G]`, not clipped"""
+    """mean reward `[G]`, of a world with players `[G, players]`; not clipped"""
     termination_logit: Tensor
     """`[G]`"""
     signals: Tensor
@@ -38,7 +38,7 @@ class OutcomeHead(nn.Module):
         self.queries = nn.Parameter(torch.randn(config.num_queries, size) * 0.5)
         self.kv = nn.Linear(hidden_size, 2 * size)
         self.mlp_in = nn.Linear(config.num_queries * size, size)
-        self.mlp_out = nn.Linear(size, 2 + len(config.signals))
+        self.mlp_out = nn.Linear(size, config.num_rewards + 1 + len(config.signals))
         nn.init.zeros_(self.mlp_out.bias)
 
     def forward(self, hidden_GnE: Tensor) -> Outcome:
@@ -52,4 +52,6 @@ class OutcomeHead(nn.Module):
         pooled, _ = attention(q, k, v, AttnSlices.repeated(G, Q, n))
         features = F.gelu(self.mlp_in(pooled.reshape(G, -1)))
         out = self.mlp_out(features).float()
-        return Outcome(out[:, 0], out[:, 1], out[:, 2:])
+        rewards = self.config.num_rewards
+        reward = out[:, :rewards] if self.config.rewards else out[:, 0]
+        return Outcome(reward, out[:, rewards], out[:, rewards + 1 :])

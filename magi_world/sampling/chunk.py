@@ -16,7 +16,8 @@ class Chunk:
     latents: Tensor
     """float32 `[n, C, P, H, W]`"""
     reward: Tensor
-    """float32 `[n]`, the head's mean, clipped to the card's range"""
+    """float32 `[n]`, of a world with players `[n, players]`; the head's mean, clipped to the card's
+    range"""
     termination_probability: Tensor
     """float32 `[n]`"""
     terminated: Tensor

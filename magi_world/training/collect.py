@@ -40,8 +40,8 @@ class GameChunk(Protocol):
     """One chunk of a real game.
 
     `frames` is uint8 `[F, H, W, 3]`; `valid_frames` counts those of them that the game drew, the
-    rest repeat the last one; `reward` is what the chunk earned; `health` is the player's, NaN where
-    the game knows none.
+    rest repeat the last one; `reward` is what the chunk earned, in a game of several players
+    float32 `[players]`; `health` is the player's, NaN where the game knows none.
     """
 
     @property
@@ -49,7 +49,7 @@ class GameChunk(Protocol):
     @property
     def valid_frames(self) -> int: ...
     @property
-    def reward(self) -> float: ...
+    def reward(self) -> float | npt.NDArray[np.float32]: ...
     @property
     def terminated(self) -> bool: ...
     @property
@@ -59,7 +59,11 @@ class GameChunk(Protocol):
 
 
 class Game(Protocol):
-    """A real game played in chunks; `reset` gives the first one, which nobody acted on."""
+    """A real game played in chunks; `reset` gives the first one, which nobody acted on.
+
+    An action is an index into `prompts`; in a game of several players one prompt holds what all of
+    them do (`magi_world.players`).
+    """
 
     name: str
     prompts: list[str]
@@ -112,6 +116,7 @@ def collect(
     root: Path | str,
     chunks: int,
     first_episode: int = 0,
+    horizon: int | None = None,
     console: Console | None = None,
 ) -> Collected:
     """Play until `chunks` chunks are there (the last episode is played to its end) and write them.
@@ -119,15 +124,17 @@ def collect(
     The dataset appears as `root/dataset_id` (so `MINARI_DATASETS_PATH=root` makes Minari find it)
     when it is complete, and not before. Episode i is played with the game's seed
     `FIRST_SEED + first_episode + i`; a second collection for the same training takes a
-    `first_episode` beyond the first one's. The same arguments give the same data. Words and the
-    progress bar go to `console`, standard error unless another is given.
+    `first_episode` beyond the first one's. With a `horizon` episodes are cut after so many chunks,
+    where a game is long and one episode would be a large part of the data. The same arguments give
+    the same data. Words and the progress bar go to `console`, standard error unless another is
+    given.
 
     Raises:
         DatasetError: the dataset exists already, the disk is too small or an argument makes no
             sense.
         MissingPackage: Minari is absent.
     """
-    _check_arguments(behaviours, chunks, first_episode)
+    _check_arguments(behaviours, chunks, first_episode, horizon)
     console = console or Console(stderr=True)
     root = Path(root).expanduser().resolve()
     result = Collected(dataset_id, dataset_folder(root, dataset_id))
@@ -144,7 +151,7 @@ def collect(
         ) as recorder:
             with _progress(console) as progress:
                 task = progress.add_task("collecting", total=chunks)
-                for episode in _play(game, behaviours, chunks, FIRST_SEED + first_episode):
+                for episode in _play(game, behaviours, chunks, FIRST_SEED + first_episode, horizon):
                     recorder.add(episode)
                     _count(result, episode)
                     progress.update(task, completed=min(result.chunks, chunks))
@@ -165,16 +172,19 @@ def collect(
     return result
 
 
-def play_episode(game: Game, behaviour: Behaviour, seed: int) -> EpisodeData:
-    """Play one episode of the real game to its end.
+def play_episode(
+    game: Game, behaviour: Behaviour, seed: int, horizon: int | None = None
+) -> EpisodeData:
+    """Play one episode of the real game to its end, or cut it after `horizon` chunks.
 
     Raises:
         DatasetError: the episode ends in the reset chunk, before anybody has acted.
     """
     policy = behaviour.make(np.random.default_rng(seed))
     policy.reset(1, seed=seed)
-    chunks, actions = [game.reset(seed)], []
-    while not (chunks[-1].terminated or chunks[-1].truncated):
+    chunks = [game.reset(seed)]
+    actions: list[int] = []
+    while not (chunks[-1].terminated or chunks[-1].truncated or len(actions) == horizon):
         actions.append(int(policy.act(chunks[-1].frames[None])[0]))
         chunks.append(game.step(actions[-1]))
     if not actions:
@@ -188,11 +198,15 @@ def play_episode(game: Game, behaviour: Behaviour, seed: int) -> EpisodeData:
         valid_frames=np.array([chunk.valid_frames for chunk in chunks], np.int64),
         health=np.array([chunk.health for chunk in chunks], np.float32),
         terminated=chunks[-1].terminated,
-        truncated=chunks[-1].truncated,
+        truncated=not chunks[-1].terminated,
     )
 
 
-def _check_arguments(behaviours: Sequence[Behaviour], chunks: int, first_episode: int) -> None:
+def _check_arguments(
+    behaviours: Sequence[Behaviour], chunks: int, first_episode: int, horizon: int | None
+) -> None:
+    if horizon is not None and horizon < 1:
+        raise DatasetError(f"an episode has at least 1 chunk, got the horizon {horizon}")
     if chunks < 1:
         raise DatasetError(f"a collection has at least 1 chunk, got {chunks}")
     if first_episode < 0:
@@ -208,14 +222,18 @@ def _check_arguments(behaviours: Sequence[Behaviour], chunks: int, first_episode
 
 
 def _play(
-    game: Game, behaviours: Sequence[Behaviour], chunks: int, first_seed: int
+    game: Game,
+    behaviours: Sequence[Behaviour],
+    chunks: int,
+    first_seed: int,
+    horizon: int | None,
 ) -> Iterator[EpisodeData]:
     """Play episode after episode, each with the behaviour that is furthest behind its share."""
     played = {behaviour.name: 0 for behaviour in behaviours}
     seed = first_seed
     while sum(played.values()) < chunks:
         behaviour = min(behaviours, key=lambda one: played[one.name] / one.share)
-        episode = play_episode(game, behaviour, seed)
+        episode = play_episode(game, behaviour, seed, horizon)
         played[behaviour.name] += len(episode.actions)
         seed += 1
         yield episode
@@ -230,9 +248,8 @@ def _count(result: Collected, episode: EpisodeData) -> None:
     )
     survived = int(episode.valid_frames[1:].sum())
     row["mean_tics"] += (survived - row["mean_tics"]) / (row["episodes"] + 1)
-    row["mean_return"] += (float(episode.rewards.sum()) - row["mean_return"]) / (
-        row["episodes"] + 1
-    )
+    gained = episode.rewards.reshape(len(episode.actions), -1)[:, 0]  # the first player's
+    row["mean_return"] += (float(gained.sum()) - row["mean_return"]) / (row["episodes"] + 1)
     row["episodes"] += 1
     row["chunks"] += len(episode.actions)
 

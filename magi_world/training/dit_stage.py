@@ -26,6 +26,7 @@ from torch.nn import functional as F
 from magi_world.errors import DatasetError
 from magi_world.models.dit import CaptionKV, VideoDiT
 from magi_world.models.text import TextEncoder
+from magi_world.players import chunk_prompts, chunk_wordings
 from magi_world.sampling.schedule import warp
 from magi_world.training.energy_score import energy_score
 from magi_world.training.recipe import DiTSettings
@@ -117,8 +118,7 @@ class DiTStage:
         self.mean_CPHW = torch.from_numpy(latents[known].mean(0, dtype=np.float32))
         self.sequences = Sequences(store, latents, settings.sequence, held_out=False)
         self.held_out = Sequences(store, latents, settings.sequence, held_out=True)
-        card = world.card
-        self.wordings = [[p, *card["paraphrases"].get(p, [])] for p in card["prompts"]]
+        self.wordings = chunk_wordings(world.card)
 
     def loss(self, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean error of the objective on one random batch."""
@@ -290,7 +290,7 @@ class DiTStage:
         count, length = 4, self.held_out.length
         rows_SL = self.held_out.draw(count, generator)
         x = self.held_out.latents[rows_SL].float()  # [S, L, C, P, h, w]
-        prompts = self.world.card["prompts"]
+        prompts = chunk_prompts(self.world.card)
         self.world.to()  # forget captions of older weights
         rollout = self.world.rollout(count, seeds=range(count))
         half = length // 2

@@ -23,6 +23,9 @@ from magi_world.training.reading import Reading, group
 FIRST_SEED = 1_000_000
 """Data is played with the game's seeds from here on; evaluation keeps to smaller ones."""
 
+PLAYER_REWARDS = "player_rewards"
+"""The info with every player's rewards, `[n + 1, players]`; row 0, of the first chunk, is zeros."""
+
 _HELD_OUT_EVERY = 20
 _FRAMES = 4
 
@@ -36,9 +39,10 @@ def is_held_out(seed: int) -> bool:
 class EpisodeData:
     """One episode of n steps.
 
-    `frames` uint8 `[n + 1, F, H, W, 3]`, `actions` int64 `[n]`, `rewards` float32 `[n]`,
-    `valid_frames` int64 `[n + 1]` (how many frames of the chunk are real), `health` float32
-    `[n + 1]` or None if the dataset does not know it. `behaviour` says who played ("" if unknown).
+    `frames` uint8 `[n + 1, F, H, W, 3]`, `actions` int64 `[n]`, `rewards` float32 `[n]` or, in a
+    game of several players, `[n, players]`, `valid_frames` int64 `[n + 1]` (how many frames of the
+    chunk are real), `health` float32 `[n + 1]` or None if the dataset does not know it. `behaviour`
+    says who played ("" if unknown).
     `seed` decides the split (`is_held_out`); where the dataset has no seeds the episode's number
     stands for it, counted from `FIRST_SEED`.
     """
@@ -222,6 +226,10 @@ class _Layout:
             if "health" in infos:
                 blank = np.zeros(len(frames), np.float32)
                 health = self._info(infos, "health", blank, int(episode.id))
+            if PLAYER_REWARDS in infos:
+                players = np.asarray(infos[PLAYER_REWARDS]).shape[-1]
+                blank = np.zeros((len(frames), players), np.float32)
+                rewards = self._info(infos, PLAYER_REWARDS, blank, int(episode.id))[1:]
         return EpisodeData(
             seed=seed,
             behaviour=behaviour,

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from magi_world.errors import DatasetError
 from magi_world.models.dit import CaptionKV
 from magi_world.models.outcome import OutcomeHead
+from magi_world.players import chunk_prompts
 from magi_world.training.recipe import OutcomeSettings
 from magi_world.training.store import Store
 from magi_world.training.teacher_forcing import (
@@ -38,7 +39,7 @@ class Examples:
 
     Attributes:
         hidden: float16 `[N, n, E]`.
-        reward: float32 `[N]`.
+        reward: float32 `[N]`, or `[N, players]`.
         terminal: float32 `[N]`.
         signals: float32 `[N, signals]`.
         weight: float32 `[N]`, how many chunks of the data each stands for.
@@ -112,7 +113,7 @@ def _plan(
 
 
 def _captions(world: World) -> tuple[CaptionKV, list[int]]:
-    parts = [world.caption(prompt) for prompt in world.card["prompts"]]
+    parts = [world.caption(prompt) for prompt in chunk_prompts(world.card)]
     return concatenate_captions(parts), [part[0][0].shape[0] for part in parts]
 
 
@@ -223,7 +224,8 @@ class OutcomeStage:
         termination = F.binary_cross_entropy_with_logits(
             outcome.termination_logit, batch["terminal"], weight=weight
         )
-        reward = (weight * (outcome.reward - batch["reward"]).square()).mean()
+        error_N = (outcome.reward - batch["reward"]).square().view(len(picks), -1).mean(1)
+        reward = (weight * error_N).mean()
         loss = termination + self.reward_weight * reward
         scalars = {"termination": termination.detach(), "reward": reward.detach()}
         if outcome.signals.shape[1]:

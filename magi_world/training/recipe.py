@@ -23,6 +23,10 @@ class VAESettings(StageSettings):
 
     kl_weight: float = 2e-5
     motion_weight: float = 3.0
+    """extra weight of pixels that change within their chunk"""
+    unusual_weight: float = 0.0
+    """extra weight of pixels that differ from the median picture of the data: what is small and may
+    stand still, such as a paddle before a plain background"""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from magi_world.errors import DatasetError
-from magi_world.training.episodes import EpisodeData, import_minari
+from magi_world.training.episodes import PLAYER_REWARDS, EpisodeData, import_minari
 
 _VERSION = re.compile(r"-v\d+$")
 _FLUSH_BYTES = 256 * 2**20
@@ -139,12 +139,16 @@ class Recorder:
         infos: dict[str, Any] = {"valid_frames": episode.valid_frames}
         if episode.health is not None:
             infos["health"] = episode.health
+        rewards = episode.rewards
+        if rewards.ndim == 2:  # Minari's own column has one number a step: the first player's
+            infos[PLAYER_REWARDS] = np.concatenate([np.zeros_like(rewards[:1]), rewards])
+            rewards = rewards[:, 0]
         return self._minari.data_collector.EpisodeBuffer(
             seed=episode.seed,
             options={"behaviour": episode.behaviour},
             observations=episode.frames,
             actions=episode.actions,
-            rewards=episode.rewards,
+            rewards=rewards,
             terminations=last & episode.terminated,
             truncations=last & episode.truncated,
             infos=infos,

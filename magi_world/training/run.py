@@ -15,6 +15,7 @@ from rich.console import Console
 
 from magi_world.checkpoints.world_format import Bank
 from magi_world.errors import CheckpointError, DatasetError, RecipeError
+from magi_world.players import chunk_prompts
 from magi_world.training.deepen import deepened, widened
 from magi_world.training.dit_stage import DiTStage, initialise
 from magi_world.training.loop import Trainer
@@ -29,6 +30,7 @@ from magi_world.world import World, load
 STAGES = ("vae", "dit", "outcome")
 _ENCODE_BATCH = 64
 _CLIPS = 600  # longer clips in the bank: agents that start anywhere see as many situations
+_CLIP_BYTES = 10_000_000  # and most that they take in the world's files
 
 
 def train_world(
@@ -95,7 +97,8 @@ def train_world(
         world.card["training"][f"{stage.name}_steps"] = settings.steps
 
     vae = recipe.vae
-    train(VAEStage(world.vae, store, vae.batch_size, vae.kl_weight, vae.motion_weight), vae)
+    weights = (vae.kl_weight, vae.motion_weight, vae.unusual_weight)
+    train(VAEStage(world.vae, store, vae.batch_size, *weights), vae)
     kept = None if first is None else first.config.sampling.scale_factor
     world = _with_scale(world, encode_store(world, store, console, scale=kept))
     if first is not None:
@@ -224,17 +227,22 @@ def _with_scale(world: World, scale: float) -> World:
     return scaled
 
 
-def make_bank(world: World, store: Store, clips: int = _CLIPS) -> Bank:
-    """The distinct real openings, and longer clips from all ages of training episodes."""
+def make_bank(world: World, store: Store, clips: int | None = None) -> Bank:
+    """The distinct real openings, and longer clips from all ages of training episodes.
+
+    Without a number of clips they are as many as a world ships with.
+    """
     generator = np.random.default_rng(0)
     latents = store.latents()
-    prompts = world.card["prompts"]
+    prompts = chunk_prompts(world.card)
     openings: dict[bytes, int] = {}
     for episode in range(len(store.offsets) - 1):
         row = int(store.offsets[episode])
         openings.setdefault(store.frames[row].tobytes(), row)
     rows = [(row, row + 1) for row in openings.values()]
     length = max(1, world.config.sampling.kv_range - 1)  # what the next chunk can see
+    if clips is None:
+        clips = min(_CLIPS, _CLIP_BYTES // (2 * length * int(np.prod(world.config.latent_shape))))
     episodes = [
         (int(store.offsets[e]), int(store.offsets[e + 1]) - 1) for e in store.episodes(False)
     ]  # the last chunk may hold repeated pictures

@@ -9,6 +9,7 @@ import numpy as np
 
 from magi_world.config import WorldConfig
 from magi_world.errors import DatasetError
+from magi_world.players import chunk_prompts
 from magi_world.training.episodes import EpisodeData, Facts, dataset_facts, read_episodes
 from magi_world.training.pictures import shrink
 from magi_world.training.reading import Reading
@@ -46,7 +47,7 @@ def check_sources(
             frames of another size than the recipe's, or sources whose frames differ in size.
     """
     facts = [_facts(path, card, config, reading) for path in paths]
-    prompts = list(card["prompts"])
+    prompts = chunk_prompts(card)
     size = (config.height, config.width)
     for path, known in zip(paths, facts, strict=True):
         if known.size != facts[0].size:

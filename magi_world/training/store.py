@@ -28,7 +28,7 @@ class Episode(Protocol):
     @property
     def actions(self) -> NDArray[np.int64]: ...  # [n]
     @property
-    def rewards(self) -> NDArray[np.float32]: ...  # [n]
+    def rewards(self) -> NDArray[np.float32]: ...  # [n] or [n, players]
     @property
     def valid_frames(self) -> NDArray[np.int64]: ...  # [n + 1]
     @property
@@ -45,7 +45,7 @@ class Store:
         folder: where the arrays lie.
         frames: uint8 `[M, F, H, W, 3]`, memory-mapped.
         action: int64 `[M]`, the action that led to the chunk (the no-op for a reset chunk).
-        reward: float32 `[M]`.
+        reward: float32 `[M]`, or `[M, players]`.
         valid: int64 `[M]`, frames of the chunk that the game drew.
         health: float32 `[M]`, NaN where the source reports none.
         terminal: bool `[M]`, the episode ended in this chunk.
@@ -132,7 +132,7 @@ def build_store(
         health = episode.health if episode.health is not None else np.full(count, np.nan)
         row: dict[str, NDArray[Any]] = {
             "action": np.concatenate([[0], episode.actions]).astype(np.int64),
-            "reward": np.concatenate([[0], episode.rewards]).astype(np.float32),
+            "reward": np.concatenate([0 * episode.rewards[:1], episode.rewards]),
             "valid": episode.valid_frames.astype(np.int64),
             "health": health.astype(np.float32),
             "terminal": terminal,

@@ -1,7 +1,8 @@
 """Stage 1: the VAE learns to compress chunks of frames.
 
 The loss is the squared error in pixels, with more weight where a pixel moves within the chunk
-(fireballs are a few pixels wide), and a small KL term that keeps the latents near unit scale.
+(fireballs are a few pixels wide) or is seldom so (a paddle that stands still), and a small KL term
+that keeps the latents near unit scale.
 """
 
 import numpy as np
@@ -13,6 +14,7 @@ from magi_world.models.vae import VitVAE
 from magi_world.training.store import Store
 
 _MOTION_SCALE = 0.1  # change of a pixel, in [-1, 1] units, that counts as full motion
+_MEDIAN_OF = 500  # frames
 
 
 class VAEStage:
@@ -21,16 +23,28 @@ class VAEStage:
     name = "vae"
 
     def __init__(
-        self, vae: VitVAE, store: Store, batch_size: int, kl_weight: float, motion_weight: float
+        self,
+        vae: VitVAE,
+        store: Store,
+        batch_size: int,
+        kl_weight: float,
+        motion_weight: float,
+        unusual_weight: float = 0.0,
     ) -> None:
         self.module = vae
         self.store = store
         self.batch_size = batch_size
         self.kl_weight = kl_weight
         self.motion_weight = motion_weight
+        self.unusual_weight = unusual_weight
         self.indices = torch.from_numpy(np.flatnonzero(~store.held_out))
         held_out = np.flatnonzero(store.held_out)
         self.shown = held_out[:: max(1, len(held_out) // 8)][:8]
+        if unusual_weight:
+            known = self.indices.numpy()
+            frames = store.frames[known[:: max(1, len(known) // _MEDIAN_OF)], 0]
+            median = torch.from_numpy(np.median(frames, axis=0).astype(np.uint8))
+            self.usual = to_pixels(median[None, None])  # [1, 3, 1, H, W]
 
     def loss(self, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """Weighted reconstruction error plus KL on one random batch."""
@@ -42,6 +56,9 @@ class VAEStage:
         error = (self.module.decode(z, single_frame=False) - x).square()
         motion = (x - x.mean(2, keepdim=True)).abs().amax((1, 2), keepdim=True)
         weight = 1 + self.motion_weight * (motion / _MOTION_SCALE).clamp(max=1)
+        if self.unusual_weight:
+            unusual = (x - self.usual).abs().amax(1, keepdim=True)
+            weight = weight + self.unusual_weight * (unusual / _MOTION_SCALE).clamp(max=1)
         reconstruction = (error * weight / weight.mean()).mean()
         kl = 0.5 * (mean.square() + std.square() - 1 - logvar).mean()
         mse = error.detach().mean()

@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from magi_world.config import WorldConfig
 from magi_world.errors import DatasetError, missing_package
+from magi_world.players import chunk_prompts, chunk_wordings
 from magi_world.training.episodes import FIRST_SEED, EpisodeData, Facts, is_held_out
 from magi_world.training.pictures import shrink
 from magi_world.training.reading import Reading, group
@@ -61,7 +62,7 @@ def video_facts(folder: Path, card: Mapping[str, Any], fps: int, reading: Readin
             f"{other} {_by(sizes[other])}"
         )
     size = next(iter(sizes.values()))
-    return Facts(size, None, len(card["prompts"]), list(card["prompts"]), chunks)
+    return Facts(size, None, len(chunk_prompts(card)), chunk_prompts(card), chunks)
 
 
 def read_videos(
@@ -125,7 +126,7 @@ def _read_table(folder: Path, card: Mapping[str, Any], fps: int, reading: Readin
         if line["prompt"] not in known:
             raise DatasetError(
                 f"{where}: the prompt {line['prompt']!r} is not in the recipe, which has "
-                f"{card['prompts']} and their paraphrases"
+                f"{chunk_prompts(card)} and their paraphrases"
             )
         if not (folder / line["file"]).is_file():
             raise DatasetError(f"{where}: there is no video {line['file']!r} beside the table")
@@ -141,11 +142,8 @@ def _read_table(folder: Path, card: Mapping[str, Any], fps: int, reading: Readin
 
 def _indices(card: Mapping[str, Any]) -> dict[str, int]:
     """Index of every prompt and paraphrase of a card."""
-    found = {}
-    for index, prompt in enumerate(card["prompts"]):
-        for text in (prompt, *card.get("paraphrases", {}).get(prompt, ())):
-            found[str(text)] = index
-    return found
+    wordings = chunk_wordings(card)
+    return {str(text): index for index, texts in enumerate(wordings) for text in texts}
 
 
 def _open(path: Path) -> Any:

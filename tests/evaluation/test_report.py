@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from magi_world.cli.measuring import headline
 from magi_world.errors import DatasetError
 from magi_world.evaluation.card import card_entries, finite, update_card
 from magi_world.evaluation.clips import Clips
@@ -21,6 +22,7 @@ from magi_world.evaluation.sizes import Sizes
 from magi_world.evaluation.variants import Tables
 from magi_world.training.episodes import EpisodeData
 from magi_world.world import World, load
+from tests.tiny_duel import make_tiny_duel
 
 SMALL = Sizes(
     held_out_episodes=3,
@@ -257,3 +259,34 @@ def test_single_chunks_have_a_mean_of_their_own(report: Report) -> None:
         assert coding[name]["mean_psnr"] >= coding[name]["psnr"]  # the logarithm is concave
     assert 0 < coding["moving_share"] < 1
     assert 0 < coding["moving_chunks"] <= coding["n"]
+
+
+def test_a_world_with_players_is_measured_by_the_places_of_things_too(tmp_path: Path) -> None:
+    world = make_tiny_duel()
+    rng = np.random.default_rng(0)
+    episodes = []
+    for seed in range(9):
+        frames = np.full((30, 4, 64, 64, 3), world.card["objects"]["background"], np.uint8)
+        for chunk in range(30):  # a ball that wanders down one column
+            frames[chunk, :, 2 * chunk : 2 * chunk + 2, 30] = 236
+        episodes.append(
+            EpisodeData(
+                seed=seed,
+                behaviour="",
+                frames=frames,
+                actions=rng.integers(9, size=29),
+                rewards=np.zeros((29, 2), np.float32),
+                valid_frames=np.full(30, 4),
+                health=None,
+                terminated=False,
+                truncated=True,
+            )
+        )
+    report = evaluate_world(world, episodes, held_out, tmp_path, sizes=SMALL)
+    places = report["places"]
+    assert set(places["vae"]) == {"ball", "first_0", "second_0"}
+    assert set(places["dream"]) == {"1", "5", "20"}
+    there = places["vae"]["ball"]
+    assert there["n"] + round(there["missed"] * 80) == 80  # 20 chunks, a ball in every frame
+    assert report["termination"]["terminal"] == 0 and report["termination"]["auc"] is None
+    assert any("ball off its place" in line for line in headline(report))

@@ -1,0 +1,315 @@
+"""Several agents in one world: PettingZoo's own tests, prompts, rewards, arbitration, batches."""
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pettingzoo
+import pytest
+import torch
+from gymnasium.error import ResetNeeded
+from pettingzoo.test import (
+    api_test,
+    max_cycles_test,
+    parallel_api_test,
+    parallel_seed_test,
+    render_test,
+    seed_test,
+    state_test,
+)
+
+import magi_world
+from magi_world.envs import WorldEnv, WorldVectorEnv, pong_duel_v0
+from magi_world.envs.multi_env import MultiEnv
+from magi_world.envs.multi_vector_env import ParallelVectorEnv
+from magi_world.errors import ActionError, ConfigError, PromptError, WorldNotFound
+from tests.tiny_duel import PLAYERS, make_tiny_duel
+from tests.tiny_world import make_tiny_world
+
+# PettingZoo's tests say that chunks of frames have four dimensions, and that text is unusual.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*has more than 3 dimensions:UserWarning"),
+    pytest.mark.filterwarnings("ignore:Action space for each agent probably:UserWarning"),
+]
+
+
+@pytest.fixture(scope="module")
+def duel(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Folder of the tiny duel."""
+    folder = tmp_path_factory.mktemp("worlds") / "duel"
+    make_tiny_duel().save(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def solo(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Folder of the tiny world for one agent."""
+    folder = tmp_path_factory.mktemp("worlds") / "solo"
+    make_tiny_world().save(folder)
+    return str(folder)
+
+
+@pytest.fixture(params=["duel", "vote", "turns"])
+def maker(request: pytest.FixtureRequest, duel: str, solo: str) -> Iterator[Any]:
+    """Keywords of one kind of environment with several agents."""
+    if request.param == "duel":
+        yield {"world": duel}
+    else:
+        yield {
+            "world": solo,
+            "arbitration": request.param,
+            "num_voters": 3,
+            "ignore_termination": True,  # its end is drawn, which a test of lengths cannot bear
+        }
+
+
+@pytest.mark.parametrize("actions", ["text", "discrete"])
+def test_pettingzoos_own_tests_pass(maker: dict[str, Any], actions: str) -> None:
+    keywords = {**maker, "actions": actions}
+    parallel = partial(pong_duel_v0.parallel_env, **keywords)
+    turns = partial(pong_duel_v0.env, **keywords)
+    parallel_api_test(parallel(), num_cycles=30)
+    parallel_seed_test(parallel, num_cycles=20)
+    api_test(turns(), num_cycles=20)
+    seed_test(turns, num_cycles=10)
+    max_cycles_test(SimpleNamespace(parallel_env=parallel, env=turns))
+
+
+def test_pettingzoos_render_and_state_tests_pass(duel: str) -> None:
+    render_test(partial(pong_duel_v0.env, world=duel))
+    env = pong_duel_v0.parallel_env(world=duel)
+    state_test(pong_duel_v0.env(world=duel), env)
+
+
+def test_it_is_registered(duel: str) -> None:
+    parallel = pettingzoo.make("parallel", "magi_world/pong_duel-v0", world=duel, max_cycles=3)
+    assert parallel.possible_agents == PLAYERS
+    turns = pettingzoo.make("aec", "magi_world/pong_duel-v0", world=duel)
+    assert turns.possible_agents == PLAYERS
+
+
+def test_the_function_opens_folders_and_says_what_is_missing(duel: str) -> None:
+    assert isinstance(magi_world.envs.parallel_env(duel), MultiEnv)
+    with pytest.raises(WorldNotFound):
+        magi_world.envs.parallel_env("no-such-world")
+
+
+def test_both_actions_make_one_prompt_and_each_player_has_a_reward(duel: str) -> None:
+    env = pong_duel_v0.parallel_env(world=duel)
+    observations, infos = env.reset(seed=3)
+    assert env.agents == PLAYERS
+    assert all(env.observation_space(a).contains(observations[a]) for a in PLAYERS)
+    _, rewards, _, _, infos = env.step({"first_0": "up", "second_0": "fly {away}"})
+    assert infos["first_0"]["prompt"] == "left: fly {away}; right: up"
+    assert (infos["first_0"]["action"], infos["second_0"]["action"]) == ("up", "fly {away}")
+    rollout = magi_world.load(duel).rollout(1, seeds=[3])
+    rollout.reset()
+    chunk = rollout.step(["left: fly {away}; right: up"])
+    assert list(rewards.values()) == pytest.approx(chunk.reward[0].tolist())
+    assert rewards["first_0"] != rewards["second_0"]
+
+
+def test_text_and_discrete_actions_are_the_same_thing(duel: str) -> None:
+    text = pong_duel_v0.parallel_env(world=duel)
+    number = pong_duel_v0.parallel_env(world=duel, actions="discrete")
+    text.reset(seed=1)
+    number.reset(seed=1)
+    one = text.step({"first_0": "down", "second_0": "up"})
+    other = number.step({"first_0": np.int64(2), "second_0": 1})
+    assert np.array_equal(one[0]["first_0"], other[0]["first_0"])
+    assert one[1] == other[1]
+
+
+def test_an_absent_agent_does_the_no_op(duel: str) -> None:
+    env = pong_duel_v0.parallel_env(world=duel)
+    env.reset(seed=0)
+    infos = env.step({"second_0": "up"})[4]
+    assert infos["first_0"]["prompt"] == "left: up; right: stay"
+
+
+def test_the_dead_stay_dead_until_the_next_reset(duel: str) -> None:
+    env = pong_duel_v0.parallel_env(world=duel, max_cycles=2)
+    env.reset(seed=0)
+    env.step({})
+    _, _, terminated, truncated, _ = env.step({})
+    assert env.agents == []
+    assert all(truncated.values()) and not any(terminated.values())
+    with pytest.raises(ResetNeeded):
+        env.step({})
+    env.reset()
+    assert env.agents == PLAYERS
+
+
+def test_the_cards_horizon_truncates_and_nothing_terminates(duel: str) -> None:
+    env = pong_duel_v0.parallel_env(world=duel)
+    env.reset(seed=0)
+    for chunk in range(12):
+        assert env.agents == PLAYERS, chunk
+        _, _, terminated, truncated, infos = env.step({})
+        assert infos["first_0"]["termination_probability"] == 0.0
+    assert env.agents == [] and all(truncated.values()) and not any(terminated.values())
+
+
+def test_a_player_can_see_its_own_side(duel: str) -> None:
+    whole = pong_duel_v0.parallel_env(world=duel, observations="both")
+    own = pong_duel_v0.parallel_env(world=duel, observations="both", view="own")
+    whole.reset(seed=5)
+    own.reset(seed=5)
+    all_of_it, _, _, _, _ = whole.step({"first_0": "up"})
+    half, _, _, _, _ = own.step({"first_0": "up"})
+    frames = all_of_it["first_0"]["frames"]
+    assert np.array_equal(half["first_0"]["frames"], frames[:, :, 32:])  # the right half
+    assert np.array_equal(half["second_0"]["frames"], frames[:, :, :32])
+    assert np.array_equal(half["second_0"]["latent"], all_of_it["first_0"]["latent"][..., :4])
+    assert all(own.observation_space(a).contains(half[a]) for a in PLAYERS)
+    assert np.array_equal(own.state()["frames"], frames)
+
+
+def test_what_is_handed_out_shares_no_memory(duel: str) -> None:
+    env = pong_duel_v0.parallel_env(world=duel)
+    observations, _ = env.reset(seed=0)
+    before = env.state()
+    observations["first_0"][:] = 0
+    assert np.array_equal(observations["second_0"], before)
+    assert np.array_equal(env.state(), before)
+
+
+def test_wrong_actions_are_named_and_change_nothing(duel: str) -> None:
+    env = pong_duel_v0.parallel_env(world=duel, actions="discrete")
+    again = pong_duel_v0.parallel_env(world=duel, actions="discrete")
+    env.reset(seed=0)
+    again.reset(seed=0)
+    with pytest.raises(ActionError, match="first_0"):
+        env.step({"first_0": 3, "second_0": 0})
+    with pytest.raises(ActionError, match="third_0"):
+        env.step({"third_0": 0})
+    with pytest.raises(ActionError, match="dictionary"):
+        env.step([0, 1])  # type: ignore[arg-type]
+    assert np.array_equal(env.step({})[0]["first_0"], again.step({})[0]["first_0"])
+    text = pong_duel_v0.parallel_env(world=duel)
+    text.reset(seed=0)
+    with pytest.raises(PromptError, match="second_0"):
+        text.step({"second_0": ""})
+    with pytest.raises(PromptError, match="characters"):
+        text.step({"first_0": "u" * 250})  # with the template more than the text encoder takes
+
+
+def test_votes_are_counted_and_ties_go_to_the_lowest_agent(solo: str) -> None:
+    env = MultiEnv(solo, arbitration="vote", num_voters=4, ignore_termination=True)
+    env.reset(seed=0)
+    agents = [f"agent_{i}" for i in range(4)]
+    said = ["strafe left", "strafe right", "strafe right", "strafe left"]
+    infos = env.step(dict(zip(agents, said, strict=True)))[4]
+    assert infos["agent_0"]["prompt"] == "strafe left"
+    _, rewards, _, _, infos = env.step(dict(zip(agents[1:], said[1:], strict=True)))
+    assert infos["agent_0"]["prompt"] == "strafe right"
+    assert len(set(rewards.values())) == 1
+
+
+def test_turns_go_round_and_the_others_are_checked_but_ignored(solo: str) -> None:
+    env = MultiEnv(
+        solo, arbitration="turns", num_voters=2, actions="discrete", ignore_termination=True
+    )
+    for _ in range(2):
+        env.reset(seed=0)
+        prompts = [env.step({"agent_0": 1, "agent_1": 2})[4]["agent_0"]["prompt"] for _ in "123"]
+        assert prompts == ["strafe left", "strafe right", "strafe left"]
+    with pytest.raises(ActionError, match="agent_0"):
+        env.step({"agent_0": 9, "agent_1": 2})  # not its turn, and still wrong
+
+
+def test_keywords_that_do_not_go_with_the_world_are_refused(duel: str, solo: str) -> None:
+    for keywords in (
+        {"world": duel, "arbitration": "vote"},
+        {"world": solo},
+        {"world": solo, "arbitration": "fight"},
+        {"world": solo, "arbitration": "vote", "num_voters": 0},
+        {"world": solo, "arbitration": "vote", "view": "own"},
+        {"world": duel, "view": "half"},
+        {"world": duel, "actions": "none"},
+        {"world": duel, "max_cycles": 0},
+    ):
+        with pytest.raises(ConfigError):
+            MultiEnv(**keywords)
+    for single in (WorldEnv, WorldVectorEnv):
+        with pytest.raises(ConfigError, match="parallel_env"):
+            single(world=duel)
+    with pytest.raises(ConfigError, match="no players"):
+        ParallelVectorEnv(2, solo)
+
+
+# ---------------------------------------------------------------- batches
+
+
+def test_a_batch_plays_what_single_games_play(duel: str) -> None:
+    batch = ParallelVectorEnv(3, duel, actions="discrete", observations="latent")
+    singles = [pong_duel_v0.parallel_env(world=duel, observations="latent") for _ in range(3)]
+    observations, _ = batch.reset(seed=7)
+    for slot, env in enumerate(singles):
+        first, _ = env.reset(seed=7 + slot)
+        assert np.allclose(first["first_0"], observations["first_0"][slot], atol=1e-4)
+    said: dict[str, Any] = {"first_0": [0, 1, 2], "second_0": np.array([2, 2, 0])}
+    observations, rewards, _, _, infos = batch.step(said)
+    words = batch.world.card["prompts"]
+    for slot, env in enumerate(singles):
+        alone = env.step({a: words[int(rows[slot])] for a, rows in said.items()})
+        for agent in PLAYERS:
+            assert np.allclose(alone[0][agent], observations[agent][slot], atol=1e-4)
+            assert alone[1][agent] == pytest.approx(rewards[agent][slot], abs=1e-4)
+        assert infos["first_0"]["prompt"][slot] == alone[4]["first_0"]["prompt"]
+    assert batch.observation_space("first_0").contains(observations["first_0"])
+
+
+def test_games_of_a_batch_end_and_begin_again(duel: str) -> None:
+    env = ParallelVectorEnv(2, duel, max_cycles=2, autoreset_mode="SAME_STEP")
+    env.reset(seed=0)
+    env.step({})
+    _, _, terminated, truncated, infos = env.step({})
+    assert truncated["first_0"].all() and not terminated["first_0"].any()
+    assert infos["second_0"]["_final_obs"].all()
+    _, _, _, truncated, _ = env.step({})
+    assert not truncated["first_0"].any()
+
+
+def test_a_batch_in_torch_and_its_state(duel: str) -> None:
+    env = ParallelVectorEnv(2, duel, output="torch", observations="latent", view="own")
+    env.reset(seed=0)
+    state = env.get_state()
+    one = env.step({"first_0": ["up", "down"], "second_0": ["stay", "climb"]})
+    assert isinstance(one[1]["first_0"], torch.Tensor) and one[1]["first_0"].shape == (2,)
+    assert one[0]["first_0"].shape[-1] == 4
+    assert env.set_state(state) is not None
+    other = env.step({"first_0": ["up", "down"], "second_0": ["stay", "climb"]})
+    assert torch.equal(one[0]["first_0"], other[0]["first_0"])
+    with pytest.raises(ActionError, match="players are"):
+        env.step({"nobody": ["up", "up"]})
+    with pytest.raises(PromptError, match="first_0: slot 1"):
+        env.step({"first_0": ["up", ""]})
+
+
+def test_saved_duels_come_back(duel: str, tmp_path: Path) -> None:
+    world = magi_world.load(duel)
+    world.save(tmp_path / "again")
+    again = magi_world.load(tmp_path / "again")
+    assert again.bank.prompts == world.bank.prompts
+    assert again.config.outcome is not None and again.config.outcome.rewards == tuple(PLAYERS)
+
+
+@pytest.mark.parametrize("arbitration", ["vote", "turns"])
+def test_the_shipped_world_passes_pettingzoos_tests_with_arbitration(arbitration: str) -> None:
+    keywords = {
+        "world": "doom-take-cover", "arbitration": arbitration, "actions": "discrete",
+        "observations": "latent", "ignore_termination": True,
+    }  # fmt: skip
+    parallel = partial(pong_duel_v0.parallel_env, **keywords)
+    parallel_api_test(parallel(), num_cycles=5)
+    parallel_seed_test(parallel, num_cycles=3)
+    api_test(pong_duel_v0.env(**keywords), num_cycles=5)
+    seed_test(partial(pong_duel_v0.env, **keywords), num_cycles=3)
+    max_cycles_test(
+        SimpleNamespace(parallel_env=parallel, env=partial(pong_duel_v0.env, **keywords))
+    )
+    render_test(partial(pong_duel_v0.env, **keywords))
