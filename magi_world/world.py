@@ -271,7 +271,7 @@ class World:
     def _tokens(self, prompt: str | None) -> Tensor:
         """Caption tokens `[Y, caption_channels]` of a prompt, or those that stand for none."""
         if prompt is None:
-            table = self.dit.y_embedder.null_caption_embedding
+            table: Tensor = self.dit.y_embedder.null_caption_embedding
             if self.text is not None and not isinstance(self.text, TextEncoder):
                 table = self.text.negative(table)
             return table[: self.config.sampling.null_prompt_tokens]

@@ -120,7 +120,7 @@ def branch_player(make_game: "Callable[[], Game]") -> "Branch":
         health, reward = chunk.health, 0.0
         for _ in range(chunks):
             chunk = game.step(action)
-            reward += chunk.reward
+            reward += float(chunk.reward)  # games with players are not branched
             if chunk.terminated or chunk.truncated:
                 break
         return Outcome(reward, (health - chunk.health) / 100)

@@ -85,8 +85,8 @@ class InPlaceLayers:
         crossed, _ = attention(q, *caption, shared.cross)
         del q
         both = self._buffer(x_TE, 2 * E).view(T, INTERLEAVE, 2, E // INTERLEAVE)
-        both[:, :, 0] = own.view(T, INTERLEAVE, -1)
-        both[:, :, 1] = crossed.view(T, INTERLEAVE, -1)
+        both[:, :, 0] = own.reshape(T, INTERLEAVE, -1)
+        both[:, :, 1] = crossed.reshape(T, INTERLEAVE, -1)
         out: Tensor = F.linear(both.view(T, 2 * E), block.linear_proj.weight)
         return out
 

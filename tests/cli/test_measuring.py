@@ -67,7 +67,8 @@ def test_wrong_tables_are_refused_before_anything_is_played(
 
 def game_of(world: World, **changes: Any) -> Any:
     options: dict[str, Any] = {
-        "lengths": True, "sweeps": True, "films": False, "episodes": 2, "batch": 2, "steps": None,
+        "lengths": True, "sweeps": True, "films": False, "branches": False, "episodes": 2,
+        "batch": 2, "steps": None,
     }  # fmt: skip
     return report_game(world, None, **(options | changes))
 

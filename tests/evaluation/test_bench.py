@@ -10,7 +10,7 @@ from torch import Tensor
 
 from magi_world.evaluation import bench
 from magi_world.kernels.attention import AttnSlices, attention
-from magi_world.models import layers
+from magi_world.models import inplace
 from magi_world.world import World, load
 
 
@@ -24,7 +24,7 @@ def test_memory_stays_flat_and_work_constant(
         shapes.append((*q.shape, *k.shape))
         return attention(q, k, v, slices, **options)
 
-    monkeypatch.setattr(layers, "attention", recorded)
+    monkeypatch.setattr(inplace, "attention", recorded)
     result = bench.bench_rollout(tiny_world, chunks=300)
     assert result["memory_ratio"] < 1.02
     assert (result["early_at_chunk"], result["span"]) == (150, 75)

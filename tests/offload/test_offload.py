@@ -13,6 +13,7 @@ from magi_world.config import DiTConfig
 from magi_world.errors import ConfigError
 from magi_world.kernels.attention import AttnSlices
 from magi_world.models.dit import ChunkInputs, VideoDiT
+from magi_world.models.inplace import InPlaceLayers
 from magi_world.offload import DeviceRows, HostRows, OnDemand, WeightStream, place, stream_layers
 from tests.tiny_world import make_tiny_world
 
@@ -95,8 +96,23 @@ def test_an_error_inside_sends_the_module_home() -> None:
 # ---------------------------------------------------------------- layers
 
 
+@pytest.fixture
+def one_forward(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Streamed layers never work in place; with this, the others don't either."""
+    monkeypatch.setattr(InPlaceLayers, "fits", lambda layers, hidden: False)
+
+
 @torch.inference_mode()
-def test_streamed_layers_compute_the_same() -> None:
+def test_layers_in_place_and_streamed_ones_agree_to_rounding() -> None:
+    dit = make_dit()
+    plain = copy.deepcopy(dit)
+    stream_layers(dit, "cpu")
+    expected, got = plain(inputs(plain, 0)), dit(inputs(dit, 0))
+    torch.testing.assert_close(got.velocity, expected.velocity, rtol=1e-5, atol=1e-5)
+
+
+@torch.inference_mode()
+def test_streamed_layers_compute_the_same(one_forward: None) -> None:
     dit = make_dit()
     plain = copy.deepcopy(dit)
     layers, captions = stream_layers(dit, "cpu")
@@ -197,7 +213,7 @@ def test_rows_on_the_host_are_those_on_the_device(
 
 
 @pytest.mark.parametrize(("layers", "idle"), [(True, True), (True, False), (False, True)])
-def test_a_placed_world_dreams_the_same(layers: bool, idle: bool) -> None:
+def test_a_placed_world_dreams_the_same(layers: bool, idle: bool, one_forward: None) -> None:
     plain, placed = make_tiny_world(), place(make_tiny_world(), "cpu", layers=layers, idle=idle)
     a, b = plain.rollout(2, seeds=[1, 2]), placed.rollout(2, seeds=[1, 2])
     assert torch.equal(a.reset().frames, b.reset().frames)
