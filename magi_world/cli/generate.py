@@ -102,6 +102,7 @@ def generate(
     if as_json:
         emit_json(result)
     else:
-        emit_pairs({name: value for name, value in result.items() if name != "chunk_seconds"})
+        lists = ("chunk_seconds", "chunk_memory_bytes")
+        emit_pairs({name: value for name, value in result.items() if name not in lists})
     if result["stopped"]:
         raise typer.Exit(INTERRUPTED)

@@ -18,6 +18,7 @@ from magi_world.cli.output import say
 from magi_world.cli.prompt_file import PromptFile
 from magi_world.config import TextConfig, WorldConfig
 from magi_world.errors import ConfigError, MediaError, PromptError
+from magi_world.evaluation.bench import resident_bytes
 from magi_world.media.reading import Fit, read_image, read_video
 from magi_world.media.writing import VideoWriter
 from magi_world.models.text import check_prompt
@@ -247,12 +248,14 @@ class Job:
         """
         stopped = False
         seconds: list[float] = []
+        memory: list[int] = []
         video: Generation | None = None
         with self.writer as writer:
             try:
                 video = self._begin()
-                for taken in _written(video, writer, self.config):
+                for taken, held in _written(video, writer, self.config, self.device):
                     seconds.append(taken)
+                    memory.append(held)
             except KeyboardInterrupt:
                 stopped = True
         if stopped:
@@ -269,6 +272,7 @@ class Job:
             "chunks": len(seconds),
             "stopped": stopped,
             "chunk_seconds": seconds,
+            "chunk_memory_bytes": memory,
             "chunk_passes": 0 if video is None else video.passes.run,
             "chunk_passes_published": 0 if video is None else video.passes.published,
             "flops": 0 if video is None else video.passes.flops,
@@ -304,8 +308,10 @@ class Job:
         return latents
 
 
-def _written(video: Generation, writer: VideoWriter, config: WorldConfig) -> Iterator[float]:
-    """Write the chunks, say after each how much time is left, and yield the seconds it took."""
+def _written(
+    video: Generation, writer: VideoWriter, config: WorldConfig, device: torch.device
+) -> Iterator[tuple[float, int]]:
+    """Write the chunks and say after each how much time is left; yield its seconds and memory."""
     work = _work(video)
     say(
         f"{len(work)} chunks of {config.chunk_frames} frames, {config.height}x{config.width}, "
@@ -321,8 +327,17 @@ def _written(video: Generation, writer: VideoWriter, config: WorldConfig) -> Ite
             f"chunk {chunk.index + 1} of {len(work)}: {writer.num_frames / config.fps:.1f} s of "
             f"video, {now - last:.1f} s for this chunk, {_clock(left)} left"
         )
-        yield now - last
+        yield now - last, _memory(device)
         last = now
+
+
+def _memory(device: torch.device) -> int:
+    """Most bytes allocated on a card since the last call; on a CPU what the process holds now."""
+    if device.type != "cuda":
+        return resident_bytes()
+    peak = torch.cuda.max_memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    return peak
 
 
 def _work(video: Generation) -> list[int]:

@@ -78,7 +78,8 @@ def test_every_model_generates_in_every_mode(
     assert len(frames) == data["frames"] == 36 and frames.shape[1:] == (32, 48, 3)
     assert data["seconds"] == 1.5 and data["fps"] == 24 and not data["stopped"]
     # behind 56 frames, two chunks and two latent frames, the nine latent frames end in chunk 4
-    assert data["chunks"] == len(data["chunk_seconds"]) == 2
+    assert data["chunks"] == len(data["chunk_seconds"]) == len(data["chunk_memory_bytes"]) == 2
+    assert min(data["chunk_seconds"]) > 0 and min(data["chunk_memory_bytes"]) > 1 << 20
     assert data["chunk_passes"] <= data["chunk_passes_published"]
     assert f"chunk {data['chunks']} of {data['chunks']}: 1.5 s of video" in result.err
     assert "left" in result.err
