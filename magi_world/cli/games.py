@@ -76,7 +76,7 @@ def mixture(game: "Game", agent: "Agent | None" = None) -> "list[Behaviour]":
     learns most from seeing the same situation left in many ways.
     """
     from magi_world.agents.random_agent import Sticky, Sweep
-    from magi_world.envs.doom import TakeCoverGame
+    from magi_world.envs.games import GAMES
     from magi_world.envs.pong import PongDuelGame
     from magi_world.training.collect import Behaviour
 
@@ -103,7 +103,7 @@ def mixture(game: "Game", agent: "Agent | None" = None) -> "list[Behaviour]":
         return Sticky(num_actions, p=float(rng.uniform(0.0, 0.9)), weights=shares)
 
     behaviours = [Behaviour("sticky", 1.0, sticky)]
-    if isinstance(game, TakeCoverGame):
+    if game.name in GAMES:
         behaviours += [Behaviour("sweep", 1.0, sweep), Behaviour("still", 1.0, still)]
     if weights is not None:
         behaviours.append(Behaviour("weighted", 1.0, weighted))

@@ -142,7 +142,11 @@ def test_compat_generates_what_the_published_code_does(
     assert frames == {"text": 48, "image": 72, "video": 61}
 
 
-GENERATE = "import sys; from magi_world.cli import main; sys.exit(main())"
+# a shell that starts tests in the background has its children ignore interrupts
+GENERATE = (
+    "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler);"
+    "from magi_world.cli import main; sys.exit(main())"
+)
 
 
 def started(checkpoint: Path, out: Path, log: Path) -> "subprocess.Popen[bytes]":
