@@ -2,7 +2,7 @@
 
 import itertools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal, cast
 
@@ -253,9 +253,7 @@ class Job:
         with self.writer as writer:
             try:
                 video = self._begin()
-                for taken, held in _written(video, writer, self.config, self.device):
-                    seconds.append(taken)
-                    memory.append(held)
+                _write(video, writer, self.config, self.device, seconds, memory)
             except KeyboardInterrupt:
                 stopped = True
         if stopped:
@@ -308,10 +306,18 @@ class Job:
         return latents
 
 
-def _written(
-    video: Generation, writer: VideoWriter, config: WorldConfig, device: torch.device
-) -> Iterator[tuple[float, int]]:
-    """Write the chunks and say after each how much time is left; yield its seconds and memory."""
+def _write(
+    video: Generation,
+    writer: VideoWriter,
+    config: WorldConfig,
+    device: torch.device,
+    seconds: list[float],
+    memory: list[int],
+) -> None:
+    """Write the chunks, note what each took and say how much time is left.
+
+    A chunk is noted before it is spoken of, so that an interrupt finds both or neither.
+    """
     work = _work(video)
     say(
         f"{len(work)} chunks of {config.chunk_frames} frames, {config.height}x{config.width}, "
@@ -322,12 +328,13 @@ def _written(
     for done, chunk in zip(work, video, strict=False):
         writer.append(chunk.frames.cpu().numpy())
         now = time.perf_counter()
+        seconds.append(now - last)
+        memory.append(_memory(device))
         left = (now - begin) * (work[-1] - done) / done
         say(
             f"chunk {chunk.index + 1} of {len(work)}: {writer.num_frames / config.fps:.1f} s of "
             f"video, {now - last:.1f} s for this chunk, {_clock(left)} left"
         )
-        yield now - last, _memory(device)
         last = now
 
 
