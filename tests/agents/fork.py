@@ -9,6 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from magi_world.agents.ppo_agent import PPOAgent, build_network
 from magi_world.checkpoints.world_format import Bank
 
 PROMPTS = ["stand still", "strafe left", "strafe right"]
@@ -156,3 +157,21 @@ def fork_world(**settings: Any) -> Any:
 
 def fork_game() -> Any:
     return ForkGame()
+
+
+def new_agent(*, greedy: bool = True) -> PPOAgent:
+    """An agent with drawn weights."""
+    description = {
+        "kind": "ppo", "world": "fork", "prompts": PROMPTS, "latent_shape": list(SHAPE),
+        "history": 2, "channels": [8, 8], "hidden": 16, "greedy": greedy,
+    }  # fmt: skip
+    network = build_network(description).initialise(torch.Generator().manual_seed(3))
+    torch.nn.init.normal_(
+        network.policy.weight, std=0.5, generator=torch.Generator().manual_seed(4)
+    )
+    return PPOAgent(network, description)
+
+
+def some_latents(n: int, seed: int = 0) -> Tensor:
+    """Drawn chunks of the fork's shape."""
+    return torch.randn(n, *SHAPE, generator=torch.Generator().manual_seed(seed))

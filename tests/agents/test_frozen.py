@@ -13,7 +13,7 @@ from magi_world.agents.evaluation import describe_policy, play_dream
 from magi_world.agents.frozen import Frozen
 from magi_world.errors import AgentError
 from magi_world.world import World
-from tests.agents.test_ppo_agent import new_agent, some_latents
+from tests.agents.fork import new_agent, some_latents
 
 
 class Echo:

@@ -15,8 +15,7 @@ from magi_world.agents.linear import History, LinearAgent, build_map, features, 
 from magi_world.agents.linear_training import Args, Population, train
 from magi_world.errors import AgentError, ConfigError, MissingPackage, NotReset
 from magi_world.world import World
-from tests.agents.fork import PROMPTS, SHAPE, Fork, fork_world
-from tests.agents.test_ppo_agent import some_latents
+from tests.agents.fork import PROMPTS, SHAPE, Fork, fork_world, some_latents
 
 SMALL: dict[str, Any] = {
     "generations": 3, "population": 6, "episodes": 2, "horizon": 5, "history": 2, "pool": (1, 2),

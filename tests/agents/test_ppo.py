@@ -13,8 +13,6 @@ from hypothesis import strategies as st
 from magi_world.agents.ppo import Args, train
 from magi_world.agents.ppo_actor import Actor, DreamSlots
 from magi_world.agents.ppo_agent import (
-    PPOAgent,
-    build_network,
     extend_history,
     flatten_chunk,
     start_history,
@@ -22,20 +20,7 @@ from magi_world.agents.ppo_agent import (
 from magi_world.agents.ppo_learning import advantages, blend
 from magi_world.errors import AgentError, ConfigError
 from magi_world.world import World
-from tests.agents.fork import PROMPTS, SHAPE, SMALL, Fork, fork_world
-
-
-def new_agent(*, greedy: bool = True) -> PPOAgent:
-    description = {
-        "kind": "ppo", "world": "fork", "prompts": PROMPTS, "latent_shape": list(SHAPE),
-        "history": 2, "channels": [8, 8], "hidden": 16, "greedy": greedy,
-    }  # fmt: skip
-    network = build_network(description).initialise(torch.Generator().manual_seed(3))
-    torch.nn.init.normal_(
-        network.policy.weight, std=0.5, generator=torch.Generator().manual_seed(4)
-    )
-    return PPOAgent(network, description)
-
+from tests.agents.fork import PROMPTS, SMALL, Fork, fork_world, new_agent
 
 # --- estimates ---------------------------------------------------------------------------------
 

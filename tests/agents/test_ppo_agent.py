@@ -7,7 +7,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
 from magi_world.agents.ppo import Args
 from magi_world.agents.ppo_agent import (
@@ -17,24 +16,7 @@ from magi_world.agents.ppo_agent import (
     start_history,
 )
 from magi_world.errors import AgentError, NotReset
-from tests.agents.fork import PROMPTS, SHAPE
-
-
-def new_agent(*, greedy: bool = True) -> PPOAgent:
-    description = {
-        "kind": "ppo", "world": "fork", "prompts": PROMPTS, "latent_shape": list(SHAPE),
-        "history": 2, "channels": [8, 8], "hidden": 16, "greedy": greedy,
-    }  # fmt: skip
-    network = build_network(description).initialise(torch.Generator().manual_seed(3))
-    torch.nn.init.normal_(
-        network.policy.weight, std=0.5, generator=torch.Generator().manual_seed(4)
-    )
-    return PPOAgent(network, description)
-
-
-def some_latents(n: int, seed: int = 0) -> Tensor:
-    return torch.randn(n, *SHAPE, generator=torch.Generator().manual_seed(seed))
-
+from tests.agents.fork import PROMPTS, SHAPE, new_agent, some_latents
 
 # --- the agent on disk and at play -------------------------------------------------------------
 
