@@ -18,8 +18,7 @@ from magi_world.envs.doom import TakeCoverGame
 from magi_world.errors import AgentError
 from magi_world.world import World
 from magi_world.world import load as load_world
-from tests.agents.fork import SMALL, ForkGame, fork_game, fork_world
-from tests.agents.test_ppo import new_agent
+from tests.agents.fork import SMALL, ForkGame, fork_game, fork_world, new_agent
 
 REAL: dict[str, Any] = SMALL | {"expected_termination": False}
 
