@@ -21,8 +21,10 @@ from magi_world.kernels.attention.slices import AttnSlices
 
 ROWS = 256
 """most rows of a block"""
-KEYS = 512
-"""most keys of a piece: scores of a block should stay in the cache"""
+KEYS = 64, 512
+"""fewest and most keys of a piece"""
+SCORES = 1 << 18
+"""scores of a block, all heads: 1 MiB, so that five products over them find them in the cache"""
 SMALL = 64
 """neighbouring rows under different slices share a block up to this size"""
 
@@ -81,8 +83,11 @@ def _masked(edge: tuple[int, int], parts: list[Slice], rows: tuple[int, int]) ->
     return _Piece(*edge, torch.from_numpy(sides[0]), torch.from_numpy(sides[1]))
 
 
-def _pieces(rows: tuple[int, int], slices: list[Slice]) -> tuple[_Piece, ...]:
-    """Cut the keys where an edge of a slice begins or ends to move over the rows of a block."""
+def _pieces(rows: tuple[int, int], slices: list[Slice], keys: int) -> tuple[_Piece, ...]:
+    """Cut the keys where an edge of a slice begins or ends to move over the rows of a block.
+
+    A piece has at most `keys` keys.
+    """
     parts = [part for row in slices for part in crop_slice(row, rows, (row[2], row[3]))]
     spans = []  # of each part: where some of the rows see it, and where all do
     for q0, q1, k0, k1, kind in parts:
@@ -104,29 +109,32 @@ def _pieces(rows: tuple[int, int], slices: list[Slice]) -> tuple[_Piece, ...]:
                 a, _, before = some.pop()
                 owners |= before
             some.append((a, b, owners))
-    result = [_Piece(*edge) for a, b in full for edge in _cut(a, b, KEYS)]
+    result = [_Piece(*edge) for a, b in full for edge in _cut(a, b, keys)]
     for a, b, owners in some:
-        for x, y in _cut(a, b, KEYS):
+        for x, y in _cut(a, b, keys):
             touching = sorted(part for part in owners if part[2] < y and x < part[3])
             result.append(_masked((x, y), touching, rows))
     return tuple(result)
 
 
-def _plan(slices: AttnSlices) -> tuple[_Block, ...]:
-    known: tuple[_Block, ...] | None = slices.plans.get("cpu")
+def _plan(slices: AttnSlices, heads: int) -> tuple[_Block, ...]:
+    fewest, keys = KEYS
+    while keys > fewest and heads * ROWS * keys > SCORES:
+        keys //= 2
+    known: tuple[_Block, ...] | None = slices.plans.get(("cpu", keys))
     if known is None:
         blocks = []
         with torch.inference_mode(False):  # kept with the mask, which training may use next
             for start, end, rows in _blocks(slices):
                 if slices.key_block is None:
-                    pieces = _pieces((start, end), rows)
+                    pieces = _pieces((start, end), rows, keys)
                 else:  # whole key blocks: the shapes depend on nothing else
                     first = rows[0][2] // slices.key_block * slices.key_block
                     parts = [p for row in rows for p in crop_slice(row, (start, end), row[2:4])]
-                    edges = _cut(first, first + slices.key_block, KEYS)
+                    edges = _cut(first, first + slices.key_block, keys)
                     pieces = tuple(_masked(edge, parts, (start, end)) for edge in edges)
                 blocks.append(_Block(start, end, pieces))
-        known = slices.plans["cpu"] = tuple(blocks)
+        known = slices.plans["cpu", keys] = tuple(blocks)
     return known
 
 
@@ -252,7 +260,7 @@ def prepared(
     q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor, slices: AttnSlices, scale: float, softcap: float
 ) -> tuple[Kernel, Settings, tuple[Tensor, Tensor, Tensor]]:
     """The kernel, what it is told, and q, k and v as it reads them."""
-    return _KERNEL, Settings(scale, softcap, _plan(slices)), (q_THD, k_TGD, v_TGD)
+    return _KERNEL, Settings(scale, softcap, _plan(slices, q_THD.shape[1])), (q_THD, k_TGD, v_TGD)
 
 
 def attention_cpu(
@@ -266,4 +274,4 @@ def attention_cpu(
     sink: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """See :func:`magi_world.kernels.attention.attention`. Computes in float32, or float64."""
-    return run(_KERNEL, q_THD, k_TGD, v_TGD, sink, Settings(scale, softcap, _plan(slices)))
+    return run(_KERNEL, q_THD, k_TGD, v_TGD, sink, Settings(scale, softcap, _plan(slices, q_THD.shape[1])))
