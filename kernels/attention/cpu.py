@@ -274,4 +274,5 @@ def attention_cpu(
     sink: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """See :func:`magi_world.kernels.attention.attention`. Computes in float32, or float64."""
-    return run(_KERNEL, q_THD, k_TGD, v_TGD, sink, Settings(scale, softcap, _plan(slices, q_THD.shape[1])))
+    plan = _plan(slices, q_THD.shape[1])
+    return run(_KERNEL, q_THD, k_TGD, v_TGD, sink, Settings(scale, softcap, plan))

@@ -77,6 +77,12 @@ def env(
     profile: Annotated[
         bool, typer.Option("--profile", help="Also say what the time of a step goes into.")
     ] = False,
+    fixed: Annotated[
+        bool,
+        typer.Option(
+            "--fixed", help="Also time steps on fixed buffers: compiled, and as one CUDA graph."
+        ),
+    ] = False,
     seed: Seed = 0,
     device: Device = None,
     dtype: DType = None,
@@ -91,6 +97,7 @@ def env(
     from magi_world.envs.multi_vector_env import WholeVectorEnv
     from magi_world.envs.vector_env import WorldVectorEnv
     from magi_world.evaluation.bench import bench_env, machine
+    from magi_world.evaluation.fixed_bench import bench_fixed
     from magi_world.evaluation.overhead import measure_overhead
     from magi_world.players import chunk_prompts, players_of
     from magi_world.world import load
@@ -116,6 +123,9 @@ def env(
         actions = [[(seed + k) % len(names)] * width for k in range(count + 1)]
         row |= measure_overhead(environment, actions, decode=True, seed=seed)
         environment.close()
+        if fixed:
+            say(f"{width} slots, compiled: the first chunk may take minutes")
+            row |= bench_fixed(loaded, width, chunks=chunks, seed=seed, steps=steps)
     if as_json:
         emit_json(rows)
         return
@@ -125,6 +135,7 @@ def env(
             "num_envs", "frames_per_s", "p50_ms", "p95_ms", "agent_steps_per_s",
             "latent_p50_ms", "latent_p95_ms", "cold_start_s", "times_real_rate", "mflop_per_chunk",
             "peak_gflops", "peak_share", "env_step_ms", "env_overhead",
+            *(name for name in rows[0] if name.startswith(("compile_", "graph_"))),
             "denoising_steps", "dtype", "threads",
         ),
     )  # fmt: skip

@@ -10,6 +10,8 @@ Shape suffixes: B slots, n tokens per chunk, T = B * n, Y caption tokens of a sl
 K groups, D head width, C channels, P latent frames, H rows, W columns.
 """
 
+import os
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
@@ -34,6 +36,12 @@ if TYPE_CHECKING:
 
 _WARM_UP = 3  # runs before a capture: they compile kernels and fill the allocator
 _TILE = 32  # smallest tile side that the room for tile lists is reckoned with
+
+
+def _cpp_compiler() -> str | None:
+    """Where the compiler is that torch would call."""
+    names = (os.environ.get("CXX"), "g++", "clang++")
+    return next((path for name in names if name and (path := shutil.which(name))), None)
 
 
 class _Pass(NamedTuple):
@@ -83,8 +91,8 @@ class FixedStep:
             cuda_graph: capture the step when it is first made.
 
         Raises:
-            ConfigError: both, or ``cuda_graph`` without a CUDA device, or keys and values in host
-                memory.
+            ConfigError: both, or ``cuda_graph`` without a CUDA device, or ``compile`` on a CPU
+                without a C++ compiler, or keys and values in host memory.
         """
         world = sampler.world
         if compile and cuda_graph:
@@ -92,6 +100,10 @@ class FixedStep:
         if cuda_graph and world.device.type != "cuda":
             raise ConfigError(
                 f"cuda_graph=True needs a CUDA device, the world is on {world.device}"
+            )
+        if compile and world.device.type == "cpu" and not _cpp_compiler():
+            raise ConfigError(
+                "compile=True on a CPU needs a C++ compiler: g++, clang++ or the one that CXX names"
             )
         if not isinstance(cache.rows, DeviceRows):
             raise ConfigError("compile and cuda_graph need the KV cache on the device")

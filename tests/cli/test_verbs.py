@@ -81,6 +81,18 @@ def test_bench_env(run: Run, tiny_world_path: Path, monkeypatch: pytest.MonkeyPa
     assert len(lines) == 3
 
 
+def test_bench_env_times_fixed_buffers(
+    run: Run, tiny_world_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled = []
+    monkeypatch.setattr(bench, "matmul_peak", lambda device, dtype: 1e12)
+    monkeypatch.setattr("torch.compile", lambda f, **keywords: compiled.append(f) or f)
+    arguments = ("bench", "env", "--world", tiny_world_path, "--chunks", 2, "--num-envs", 2)
+    (row,) = run(*arguments, "--fixed", "--json").data
+    assert row["compile_s"] > 0 and row["compile_gain"] > 0 and len(compiled) == 1
+    assert "compile_gain" in run(*arguments, "--fixed").out.splitlines()[0].split()
+
+
 def test_bench_env_says_what_the_time_goes_into(
     run: Run, tiny_world_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

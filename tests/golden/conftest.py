@@ -4,6 +4,7 @@ pytest tests/golden --golden-dir DIR
 pytest tests/golden --attention-backend reference|cpu|sdpa|triton
 """
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,9 @@ from torch import Tensor
 
 from magi_world.kernels.attention import AttnSlices, attention, default_backend
 from tests.golden.cases import DATA, load_cases
+
+INTERPRETED = 256
+"""most tokens of a call in Triton's interpreter"""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -28,7 +32,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--attention-backend",
         default="auto",
         choices=("auto", "reference", "cpu", "sdpa", "triton"),
-        help="backend of all attention; triton runs on the CUDA device, the rest on the CPU",
+        help="backend of all attention; triton runs on the CUDA device, or short float32 calls "
+        "in its interpreter",
     )
 
 
@@ -54,35 +59,36 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 @pytest.fixture(autouse=True)
-def attention_backend(
-    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[str]:
+def attention_backend(request: pytest.FixtureRequest) -> Iterator[str]:
     """Send all attention to the backend that was asked for."""
     backend = request.config.getoption("attention_backend", default="auto")
     if backend == "triton" and "case" in request.fixturenames:
-        if not torch.cuda.is_available():
-            pytest.skip("triton: the whole suite needs a CUDA device")
-        for module in ("layers", "text", "vae"):
-            monkeypatch.setattr(f"magi_world.models.{module}.attention", on_gpu)
-        monkeypatch.setattr("tests.golden.trace.attention", on_gpu)
+        request.getfixturevalue("our_triton_kernels")
         yield backend
         return
     with default_backend(backend):
         yield backend
 
 
-def on_gpu(
+@pytest.fixture
+def our_triton_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Our Triton kernels in the middle of models that run on the CPU."""
+    pytest.importorskip("triton")
+    for name, module in list(sys.modules.items()):
+        if name.startswith(("magi_world.models", "tests.golden.trace")):
+            if getattr(module, "attention", None) is attention:
+                monkeypatch.setattr(module, "attention", on_triton)
+
+
+def on_triton(
     q: Tensor, k: Tensor, v: Tensor, slices: AttnSlices, **keywords: Any
 ) -> tuple[Tensor, Tensor]:
-    """Our Triton kernels in the middle of a model that runs on the CPU."""
-    out, lse = attention(q.cuda(), k.cuda(), v.cuda(), slices, **keywords, backend="triton")
-    return out.cpu(), lse.cpu()
+    """Attention by the CUDA device, or where there is none by the interpreter.
 
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """The tensors are tiny: one thread is fastest, and its time is steady."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+    The interpreter gets no bfloat16, in which it is wrong, and no long calls, which take minutes.
+    """
+    if torch.cuda.is_available():
+        out, lse = attention(q.cuda(), k.cuda(), v.cuda(), slices, **keywords, backend="triton")
+        return out.cpu(), lse.cpu()
+    suits = q.dtype != torch.bfloat16 and max(len(q), len(k)) <= INTERPRETED
+    return attention(q, k, v, slices, **keywords, backend="triton" if suits else "auto")

@@ -1,5 +1,6 @@
 """Parity with the published model: one test a golden case, its id the case's name."""
 
+import pytest
 import torch
 
 from tests.golden.cases import Case
@@ -25,3 +26,11 @@ def test_case(case: Case) -> None:
     assert not wrong, "\n".join(wrong)
     if case.expected:
         assert values_compared, "`expected` named no value"
+
+
+# a GPU runs them as it is asked to; elsewhere the interpreter takes its time
+@(pytest.mark.gpu if torch.cuda.is_available() else pytest.mark.slow)
+@pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.runtime.interpreter")
+@pytest.mark.usefixtures("our_triton_kernels")
+def test_case_by_our_triton_kernels(case: Case) -> None:
+    test_case(case)

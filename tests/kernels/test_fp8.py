@@ -1,11 +1,15 @@
 """FP8 products: rounding, the reference, and the card's units where there are any."""
 
+from typing import Literal
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from magi_world.kernels.fp8 import LARGEST, available, matmul, quantise, rounding
+
+FORMS: list[Literal["reference", "triton"]] = ["triton", "reference"]
 
 
 def operands(m: int, k: int, n: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -58,6 +62,8 @@ def test_a_backend_that_is_not_there_is_named() -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_card_agrees_with_the_reference(dtype: torch.dtype) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
     q, w = (x.cuda() for x in operands(33, 64, 48))
     scales = (torch.tensor([0.01]).cuda(), torch.tensor([0.02]).cuda())
     if "scaled_mm" not in available(q, w, dtype):
@@ -65,3 +71,20 @@ def test_the_card_agrees_with_the_reference(dtype: torch.dtype) -> None:
     fast = matmul(q, w, scales, dtype, backend="scaled_mm")
     slow = matmul(q, w, scales, dtype, backend="reference")
     torch.testing.assert_close(fast, slow, rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_our_kernels_agree_with_the_emulation(dtype: torch.dtype) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    q, w = (x.cuda() for x in operands(33, 70, 50))  # no multiples of 16
+    if "triton" not in available(q, w, dtype):
+        pytest.skip("the card has no FP8 units, or triton is not installed")
+    x = (torch.randn(7, 1500) * 300).to(dtype).cuda()
+    for scale in (torch.full((1,), 0.7).cuda(), (torch.rand(1500) + 0.1).cuda()):
+        mine, theirs = (quantise(x, scale, backend=b).view(torch.uint8) for b in FORMS)
+        assert torch.equal(mine, theirs)
+    scales = (torch.full((1,), 0.01).cuda(), torch.full((1,), 0.02).cuda())
+    mine, theirs = (matmul(q, w, scales, dtype, backend=b) for b in FORMS)
+    torch.testing.assert_close(mine, theirs, rtol=1e-2, atol=1e-3)

@@ -22,6 +22,7 @@ from magi_world.kernels.swiglu import silu_multiply
 
 ON_GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if ON_GPU else "cpu")
+pytestmark = [pytest.mark.gpu] * ON_GPU
 # triton's interpreter counts on numpy to give inf and nan quietly
 quiet = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.runtime.interpreter")
 # torch's compiler uses parts of torch that torch calls deprecated

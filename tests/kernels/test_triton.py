@@ -23,6 +23,7 @@ pytest.importorskip("triton")
 
 ON_GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if ON_GPU else "cpu")
+pytestmark = [pytest.mark.gpu] * ON_GPU
 SMALL = TileConfig(16, 16, 4, 1)
 # triton's interpreter counts on numpy to give inf and nan quietly
 quiet = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.runtime.interpreter")

@@ -1,6 +1,7 @@
 """Steps on fixed buffers, compiled and captured ones: the same chunks as the ordinary step."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -100,6 +101,15 @@ def test_what_cannot_be_is_named(tiny_world: World) -> None:
         tiny_world.rollout(cuda_graph=True)
     with pytest.raises(ConfigError, match="exclude each other"):
         tiny_world.rollout(compile=True, cuda_graph=True)
+
+
+def test_a_compiler_must_be_there(
+    tiny_world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(ConfigError, match="needs a C\\+\\+ compiler"):
+        tiny_world.rollout(compile=True)
 
 
 @pytest.mark.gpu
