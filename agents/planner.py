@@ -6,11 +6,13 @@ before each action it forks that rollout into futures, all in one batch. `plan` 
 any rollout. The futures draw noise of their own: a planner that used the generators of the rollout
 it acts in would foresee chance.
 
-Three searches over prompts are known, all old: holding asks of every prompt what comes if it is
-held; random shooting draws sequences and takes the best; the cross-entropy method (Rubinstein,
-1999) draws some, refits the probabilities of the actions at every place to the best of them, and
-draws again. The drawn ones begin with the last plan, moved on by one. Where chance weighs more than
-the fine order of actions, few sequences dreamed several times tell more than many dreamed once.
+Four searches over prompts are known, all old: holding asks of every prompt what comes if it is
+held; a rollout of a policy (Tesauro & Galperin, 1996) asks what comes if it is given once and a
+trained agent goes on; random shooting draws sequences and takes the best; the cross-entropy method
+(Rubinstein, 1999) draws some, refits the probabilities of the actions at every place to the best of
+them, and draws again. The drawn ones begin with the last plan, moved on by one. Where chance weighs
+more than the fine order of actions, few sequences dreamed several times tell more than many dreamed
+once. With a guide, a trained agent, what lies beyond the horizon counts as its value says.
 
 Shape letters: N rows, K sequences of a row, D dreams of each, T chunks ahead, A actions.
 """
@@ -24,6 +26,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from magi_world.agents.guide import Guide
 from magi_world.errors import AgentError, NotReset
 
 if TYPE_CHECKING:
@@ -36,7 +39,7 @@ Value = Callable[[Tensor], Tensor]
 """Latents of imagined chunks `[n, T, 16, P, h, w]`, oldest first, to what going on from the last of
 them is worth, `[n]`, in the units of the planner's reward."""
 
-METHODS = ("cem", "shooting", "hold")
+METHODS = ("cem", "shooting", "hold", "policy")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,9 +51,10 @@ class PlannerSettings:
     """
 
     method: str = "cem"
-    """"cem", "shooting" or "hold" """
+    """"cem", "shooting", "hold" or "policy" """
     futures: int = 16
-    """K, imagined at once for every row, and in every round again; to hold, it is one a prompt"""
+    """K, imagined at once for every row, and in every round again; "hold" and "policy" have one a
+    prompt"""
     dreams: int = 1
     """D, times that each of them is imagined, with other noise; the mean counts"""
     horizon: int = 4
@@ -92,7 +96,7 @@ class Plan(NamedTuple):
     actions: Actions
     """the first action of the best sequence, `[N]`"""
     sequences: Actions
-    """the best sequences, `[N, T]`"""
+    """the best sequences, `[N, T]`; `[N, 1]` where a policy goes on"""
     returns: Floats
     """what was imagined for them, `[N]`"""
 
@@ -104,10 +108,14 @@ class Planner:
         world: the world that is imagined with.
         settings: how the search goes; keywords make them too.
         value: worth of what lies beyond the horizon; None is nothing.
+        guide: a trained agent whose value is taken instead, and whose policy goes on behind the
+            first prompt of the method "policy". Its value holds for its own `gamma` and
+            `signal_weights`.
         **keywords: fields of `PlannerSettings`, instead of `settings`.
 
     Raises:
-        AgentError: both forms of settings, a wrong one, or a signal that the world does not have.
+        AgentError: both forms of settings, a wrong one, a signal that the world does not have, a
+            value beside a guide, or the method "policy" without one.
     """
 
     observations = "latent"
@@ -119,13 +127,18 @@ class Planner:
         settings: PlannerSettings | None = None,
         *,
         value: Value | None = None,
+        guide: Guide | None = None,
         **keywords: Any,
     ) -> None:
         if settings is not None and keywords:
             raise AgentError(f"settings and {sorted(keywords)}: give one form of them")
+        if value is not None and guide is not None:
+            raise AgentError("a value and a guide: give one of them")
         self.world = world
         self.settings = PlannerSettings(**keywords) if settings is None else settings
-        self.value = value
+        if self.settings.method == "policy" and guide is None:
+            raise AgentError('method "policy" needs a guide: a trained agent that goes on')
+        self.value, self.guide = value, guide
         self.prompts: list[str] = world.card["prompts"]
         known = () if world.config.outcome is None else world.config.outcome.signals
         unknown = sorted(set(self.settings.signal_weights) - set(known))
@@ -137,6 +150,7 @@ class Planner:
         self._plans: Actions | None = None  # the last plans, moved on by one chunk
         self._rollout: Rollout | None = None
         self._last: Actions | None = None
+        self._memory: Tensor | None = None  # of the guide, `[N, C, h, w]`
 
     # ---------------------------------------------------------------- as an agent
 
@@ -144,7 +158,7 @@ class Planner:
         """Begin n episodes; row i draws sequences and noise from a generator seeded `seed + i`."""
         seeds = [None] * n if seed is None else range(seed, seed + n)
         self._generators = [np.random.default_rng(row_seed) for row_seed in seeds]
-        self._plans = self._rollout = self._last = None
+        self._plans = self._rollout = self._last = self._memory = None
 
     def act(self, observations: npt.NDArray[Any] | Tensor) -> Actions:
         """Take in the newest chunk of each row and return the best action, int64 `[N]`.
@@ -172,20 +186,36 @@ class Planner:
                 self._rollout.reset([row], latents=latents[row : row + 1], prompts=self.prompts[:1])
         else:
             self._rollout.observe(latents, [self.prompts[action] for action in self._last])
-        self._last = self.plan(self._rollout).actions
+        if self.guide is not None:
+            known, latents = self._memory, latents.to(self.world.device)
+            memory = self.guide.start(latents) if known is None else self.guide.see(known, latents)
+            self._memory = memory
+        self._last = self.plan(self._rollout, memory=self._memory).actions
         return self._last.copy()
 
     # ---------------------------------------------------------------- the search
 
-    def plan(self, rollout: "Rollout", slots: Sequence[int] | None = None) -> Plan:
+    def plan(
+        self,
+        rollout: "Rollout",
+        slots: Sequence[int] | None = None,
+        *,
+        memory: Tensor | None = None,
+    ) -> Plan:
         """Search from the present of these slots; the rollout itself is not touched.
 
         Row i of the planner belongs to the i-th slot named, and its plan is carried over to the
         next call.
 
+        Args:
+            rollout: what is planned from.
+            slots: all of them by default.
+            memory: what the guide has seen of each row, as its `start` and `see` make it.
+
         Raises:
             NotReset: `reset` was never called, or a slot of the rollout was not.
-            AgentError: another number of slots than `reset` was given rows.
+            AgentError: another number of slots than `reset` was given rows, or a guide that is not
+                told what it has seen.
         """
         chosen = list(range(rollout.batch_size)) if slots is None else list(slots)
         if not self._generators:
@@ -194,11 +224,13 @@ class Planner:
             raise AgentError(
                 f"{len(chosen)} slots, but the planner was reset for {len(self._generators)} rows"
             )
-        cem, hold = (self.settings.method == name for name in ("cem", "hold"))
+        if self.guide is not None and memory is None:
+            raise AgentError("the guide needs a memory of what was seen: plan(…, memory=…)")
+        cem, drawn = self.settings.method == "cem", self.settings.method in ("cem", "shooting")
         best, chances = self._plans, None
         for _ in range(self.settings.rounds if cem else 1):
-            sequences_NKT = self._held() if hold else self._draw(best, chances)
-            returns_NK = self._imagine(rollout, chosen, sequences_NKT)
+            sequences_NKT = self._draw(best, chances) if drawn else self._each()
+            returns_NK = self._imagine(rollout, chosen, sequences_NKT, memory)
             order_NK = np.argsort(-returns_NK, axis=1, kind="stable")
             best = np.take_along_axis(sequences_NKT, order_NK[:, :1, None], axis=1)[:, 0]
             if cem:
@@ -208,10 +240,11 @@ class Planner:
         self._plans = np.concatenate([best[:, 1:], best[:, -1:]], axis=1)
         return Plan(best[:, 0].copy(), best, returns_NK.max(axis=1))
 
-    def _held(self) -> Actions:
-        """One sequence a prompt, `[N, A, T]`: nothing but that prompt."""
-        held = np.arange(len(self.prompts))[None, :, None]
-        return np.tile(held, (len(self._generators), 1, self.settings.horizon))
+    def _each(self) -> Actions:
+        """One sequence a prompt: nothing but that, `[N, A, T]`, or that once, `[N, A, 1]`."""
+        each = np.arange(len(self.prompts))[None, :, None]
+        length = 1 if self.settings.method == "policy" else self.settings.horizon
+        return np.tile(each, (len(self._generators), 1, length))
 
     def _draw(self, best_NT: Actions | None, chances_NTA: Floats | None) -> Actions:
         """Sequences `[N, K, T]`: the best one known first, the others drawn."""
@@ -240,14 +273,17 @@ class Planner:
         smoothing = self.settings.smoothing
         return np.asarray((1 - smoothing) * shares_NTA + smoothing / count)
 
-    def _imagine(self, rollout: "Rollout", slots: list[int], sequences_NKT: Actions) -> Floats:
+    def _imagine(
+        self, rollout: "Rollout", slots: list[int], sequences_NKT: Actions, memory: Tensor | None
+    ) -> Floats:
         """Expected return `[N, K]` of sequences, all in one batch of N * K * D slots.
 
         Endings are not drawn: a chunk counts with the probability that it is still reached. All
         sequences of a row share the noise of a round, so that they differ by what is done in them
-        and not by luck; each round and each of the D dreams has another.
+        and not by luck; each round and each of the D dreams has another. Where a sequence ends
+        before the horizon, the guide goes on.
         """
-        s, (n, k, horizon) = self.settings, sequences_NKT.shape
+        s, (n, k, known) = self.settings, sequences_NKT.shape
         seeds_ND = np.array(
             [[int(g.integers(2**63)) for _ in range(s.dreams)] for g in self._generators]
         )
@@ -259,8 +295,13 @@ class Planner:
         alive = torch.ones(n * k * s.dreams, device=rollout.device)
         total = torch.zeros_like(alive)
         seen = []
-        for t in range(horizon):
-            actions = sequences_NKT[:, :, t].repeat(s.dreams)
+        worth = torch.zeros_like(alive)
+        actions = np.zeros(len(alive), np.int64)
+        if memory is not None:
+            memory = memory.repeat_interleave(k * s.dreams, dim=0)
+        for t in range(s.horizon):
+            if t < known:
+                actions = sequences_NKT[:, :, t].repeat(s.dreams)
             chunk = fork.step([self.prompts[action] for action in actions])
             reward = chunk.reward
             for name, weight in s.signal_weights.items():
@@ -269,7 +310,11 @@ class Planner:
             alive = alive * (1 - chunk.termination_probability)
             if self.value is not None:
                 seen.append(chunk.latents)
+            if self.guide is not None and memory is not None:
+                memory = self.guide.see(memory, chunk.latents)
+                actions, worth = self.guide.ask(memory)
         if self.value is not None:
-            total += s.gamma**horizon * alive * self.value(torch.stack(seen, dim=1))
+            worth = self.value(torch.stack(seen, dim=1))
+        total += s.gamma**s.horizon * alive * worth
         each: Floats = total.double().cpu().numpy().reshape(n, k, s.dreams)
         return np.asarray(each.mean(axis=2))

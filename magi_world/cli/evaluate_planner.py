@@ -25,6 +25,11 @@ class Method(StrEnum):
     CEM = "cem"
     SHOOTING = "shooting"
     HOLD = "hold"
+    POLICY = "policy"
+
+
+DRAWN = (Method.CEM, Method.SHOOTING)
+"""methods that draw as many futures as they are told; the others have one a prompt"""
 
 
 class Timed:
@@ -73,6 +78,14 @@ def evaluate_planner(
         list[str] | None,
         typer.Option(help="NAME=WEIGHT adds a signal of the world to the reward; again for more."),
     ] = None,
+    guide: Annotated[
+        str | None,
+        typer.Option(
+            help="A PPO agent's folder, or the world's name for its own: its value counts beyond "
+            "the horizon, with its discount and its weights of signals, and its policy goes on "
+            "behind the first prompt of --method policy."
+        ),
+    ] = None,
     steps: Steps = None,
     agent: Annotated[
         list[str] | None,
@@ -94,7 +107,9 @@ def evaluate_planner(
 
     Everything is planned in the dream; in the real game the planner sees each real chunk encoded.
     """
+    from magi_world import agents
     from magi_world.agents.evaluation import evaluate_agents, format_table, load_agents
+    from magi_world.agents.guide import Guide
     from magi_world.agents.planner import Planner
     from magi_world.cli.games import real_game
     from magi_world.evaluation.metrics import difference_interval
@@ -103,9 +118,14 @@ def evaluate_planner(
     weights = parse_weights(signal or [])
     where = ["dream", "real"] if real == dream else ["real"] if real else ["dream"]
     loaded = load(world, device=device, dtype=dtype)
+    guiding = None if guide is None else Guide(agents.load(guide, world=loaded), loaded)
+    gamma = 1.0
+    if guiding is not None:
+        gamma, weights = guiding.gamma, weights or dict(guiding.signal_weights)
     search = Planner(
-        loaded, method=method.value, futures=futures, dreams=dreams, horizon=horizon, rounds=rounds,
-        elites=min(elites, futures), signal_weights=weights, steps=steps,
+        loaded, guide=guiding, method=method.value, futures=futures, dreams=dreams, horizon=horizon,
+        rounds=rounds, elites=min(elites, futures), gamma=gamma, signal_weights=weights,
+        steps=steps,
     )  # fmt: skip
     rows = []
     for place in where:
@@ -121,7 +141,7 @@ def evaluate_planner(
         low, high = difference_interval(planned["returns"], best["returns"])
         planned |= {
             "n": episodes, "method": method.value,
-            "futures": len(search.prompts) if method == Method.HOLD else futures,
+            "futures": futures if method in DRAWN else len(search.prompts), "guide": guide,
             "dreams": dreams, "plan_horizon": horizon,
             "rounds": rounds if method == Method.CEM else 1,
             "denoising_steps": loaded.config.sampling.num_steps if steps is None else steps,
@@ -137,7 +157,7 @@ def evaluate_planner(
     emit_table(
         [row for row in rows if row["agent"] == NAME],
         (
-            "where", "n", "method", "futures", "dreams", "plan_horizon", "rounds",
+            "where", "n", "method", "guide", "futures", "dreams", "plan_horizon", "rounds",
             "denoising_steps", "seconds_per_action", "best_other", "above_best", "above_best_low",
             "above_best_high",
         ),
