@@ -15,12 +15,13 @@ from gymnasium.error import ResetNeeded
 from pettingzoo import ParallelEnv
 
 from magi_world.config import WorldConfig
+from magi_world.envs.arguments import RESET_OPTIONS, check_horizon
 from magi_world.envs.real_env import RealEnv
 from magi_world.envs.rendering import RENDER_MODES
 from magi_world.envs.sharing import Arbiter, OwnView, read_action, texts_of
 from magi_world.envs.spaces import ACTIONS, OBSERVATIONS, action_space, choose, max_prompt_length
 from magi_world.envs.spaces import observation_space as chunk_space
-from magi_world.envs.world_env import RESET_OPTIONS, WorldEnv, check_horizon
+from magi_world.envs.world_env import WorldEnv
 from magi_world.errors import ActionError, ConfigError
 from magi_world.players import players_of
 from magi_world.sampling.chunk import Chunk
