@@ -161,6 +161,16 @@ class ChunkEnv(gymnasium.Env[Observation, Action]):
         observed = self._observe(chunk)  # so that it is kept even if a reward cannot be given
         return observed, self._reward(chunk), terminated, truncated, self._info(chunk)
 
+    @property
+    def chunk(self) -> int:
+        """Chunks since the last reset."""
+        return self._chunk
+
+    @property
+    def over(self) -> bool:
+        """Whether `step` waits for a reset."""
+        return self._ended is not None
+
     def get_state(self) -> dict[str, Any]:
         """Everything that decides the future, copied: a dictionary of tensors and plain values.
 
@@ -188,7 +198,7 @@ class ChunkEnv(gymnasium.Env[Observation, Action]):
             CheckpointError: no state of a single environment, or one that does not fit its rollout
                 (another world, other weights, dtype or geometry); nothing has changed.
         """
-        others = {"chunk": int, "seeded": bool, "ended": (str, type(None))}
+        others: dict[str, Any] = {"chunk": int, "seeded": bool, "ended": (str, type(None))}
         check_state(state, SINGLE, self.rollout, self._shown, others)
         self.rollout.load_state_dict(state["rollout"])
         set_random_state(self, state["np_random"])

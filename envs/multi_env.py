@@ -253,6 +253,34 @@ class MultiEnv(ParallelEnv[str, Any, Any]):  # type: ignore[misc]  # PettingZoo 
             raise ResetNeeded("state() before the first reset(): there is none yet")
         return OwnView.copy(self._whole)
 
+    def get_state(self) -> dict[str, Any]:
+        """Everything that decides the future, copied; see `WorldEnv.get_state`, whose form it has.
+
+        Raises:
+            ConfigError: a real game, which cannot be saved.
+        """
+        return self._dream().get_state()
+
+    def set_state(self, state: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Go on from a saved state; returns its observations by agent, None before a reset.
+
+        Raises:
+            CheckpointError: as `WorldEnv.set_state`.
+            ConfigError: a real game, which cannot be restored.
+        """
+        dream = self._dream()
+        self._whole = dream.set_state(state)
+        chunk = dream.chunk
+        self._arbiter.begin(chunk)
+        over = dream.over or (self.max_cycles is not None and chunk >= self.max_cycles)
+        self.agents = [] if over else list(self.possible_agents)
+        return None if self._whole is None else self._divide(self.possible_agents)
+
+    def _dream(self) -> _Whole:
+        if not isinstance(self._env, _Whole):
+            raise ConfigError(f"the real game of {self._card['name']!r} has no states to save")
+        return self._env
+
     def render(self) -> Any:
         """Return the last frame, all frames since the last call, or None, as `render_mode` says."""
         return self._env.render()
