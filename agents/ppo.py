@@ -5,30 +5,24 @@ probability and not from the world's draw, see :func:`magi_world.agents.ppo_lear
 What is saved is a running average of the weights: two neighbouring updates of one run can play very
 differently, their average does not.
 
-One update is in `agents/ppo_learning.py`; `agents/ppo_actor.py` plays the dream during training and
-`agents/ppo_real.py` the real game; `agents/ppo_agent.py` holds the network and the agent that is
-saved, `agents/ppo_state.py` what a stopped training goes on from.
+The loop is in `agents/ppo_loop.py`, one update in `agents/ppo_learning.py`; `agents/ppo_actor.py`
+plays the dream during training and `agents/ppo_real.py` the real game; `agents/ppo_agent.py` holds
+the network and the agent that is saved, `agents/ppo_state.py` what a stopped training goes on from.
 
 Shape suffixes in these files: T chunks of one update, B slots, N samples (T * B or a part of them),
 A actions, C channels of a stack (chunks in view times channels of one chunk, c), Z latent channels,
 P latent frames of a chunk, h and w the latent grid.
 """
 
-import json
-import time
 from collections.abc import Callable
-from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
 from magi_world.agents.files import describe
-from magi_world.agents.ppo_actor import Actor, DreamSlots
+from magi_world.agents.ppo_actor import DreamSlots, Slots
 from magi_world.agents.ppo_agent import PPOAgent
-from magi_world.agents.ppo_learning import blend, learn
+from magi_world.agents.ppo_loop import run
 from magi_world.agents.ppo_real import SIGNALS, RealSlots
 from magi_world.agents.ppo_state import Training
 from magi_world.errors import AgentError, ConfigError
@@ -167,8 +161,6 @@ def train(
             signal of `signal_weights`; the real game does not fit; there is nothing to resume.
     """
     _check_signals(world, args, real=make_game is not None)
-    from torch.utils.tensorboard import SummaryWriter
-
     out = Path(out)
     description = describe(world, "ppo", "dream" if make_game is None else "real") | {
         "history": args.history,
@@ -179,57 +171,13 @@ def train(
     training = Training(description, args, world.device)
     if resume:
         training.resume(out)
-    begin = saved = time.monotonic()
-    steps_before, seconds_before = training.steps, training.seconds
-    if resume and training.progress >= 1.0:
-        return PPOAgent.load(out, device=world.device)
 
-    network, optimizer, generator = training.network, training.optimizer, training.generator
-    slots: DreamSlots | RealSlots
-    if make_game is None:
-        slots = DreamSlots(world, args, generator, training.counters)
-    else:
-        slots = RealSlots(make_game, world, args, training.counters)
-    training.counters = slots.counters
-    columns = (BarColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
-    with (
-        closing(slots),
-        # purge_step hides the curves of an earlier run, or what it did after its last checkpoint
-        SummaryWriter(str(out / "tensorboard"), purge_step=training.steps) as writer,
-        Progress(*columns, console=Console(stderr=True), disable=not show) as bar,
-    ):
-        writer.add_text("args", json.dumps(asdict(args), indent=2), training.steps)
-        task = bar.add_task("first chunks", total=1.0)
-        actor = Actor(slots, args, generator)
-        while training.progress < 1.0:
-            if args.anneal:
-                rate = args.learning_rate * (1.0 - 0.9 * training.progress)
-                optimizer.param_groups[0]["lr"] = rate
-            log = learn(network, optimizer, actor.collect(network), args, generator)
-            training.updates += 1
-            training.steps += args.num_slots * args.num_steps
-            decay = min(args.average, training.updates / (training.updates + 9))
-            blend(training.average, network, decay)
+    def make_slots() -> Slots:
+        if make_game is None:
+            return DreamSlots(world, args, training.generator, training.counters)
+        return RealSlots(make_game, world, args, training.counters)
 
-            now = time.monotonic()
-            training.seconds = seconds_before + now - begin
-            speed = (training.steps - steps_before) / (now - begin)
-            log |= actor.log() | {
-                "charts/steps_per_second": speed,
-                "charts/learning_rate": optimizer.param_groups[0]["lr"],
-            }
-            for name, scalar in log.items():
-                writer.add_scalar(name, scalar, training.steps)
-            bar.update(
-                task,
-                completed=min(training.progress, 1.0),
-                description=f"{training.steps:,} steps, {speed:.0f} steps/s, "
-                f"{log.get('charts/episodic_length', float('nan')):.1f} chunks an episode",
-            )
-            if now - saved > 60 * args.save_minutes:
-                training.save(out)
-                saved = now
-        training.save(out)
+    run(training, make_slots, args, out, charts=lambda actor, samples: actor.log(), show=show)
     return PPOAgent.load(out, device=world.device)
 
 

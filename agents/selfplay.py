@@ -11,22 +11,18 @@ the players of all games.
 Shape suffixes as in `agents/ppo.py`: B rows, K players; G games.
 """
 
-import json
-import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from magi_world.agents.files import describe
 from magi_world.agents.ppo import Args
-from magi_world.agents.ppo_actor import Actor, DreamSlots, Played
-from magi_world.agents.ppo_learning import blend, learn
+from magi_world.agents.ppo_actor import Actor, DreamSlots, Played, Samples
+from magi_world.agents.ppo_loop import run
 from magi_world.agents.ppo_state import Training
 from magi_world.agents.selfplay_agent import SelfPlayAgent, with_player
 from magi_world.errors import AgentError, ConfigError
@@ -124,8 +120,6 @@ def train(
         raise AgentError(f"the world {world.name!r} has no outcome heads: nothing to learn from")
     if args.reward != "world" or args.signal_weights:
         raise ConfigError("players learn from the rewards of the world: reward must be 'world'")
-    from torch.utils.tensorboard import SummaryWriter
-
     out = Path(out)
     players = players_of(world.card)
     channels, *rest = world.config.latent_shape
@@ -140,52 +134,21 @@ def train(
     training = Training(description, args, world.device)
     if resume:
         training.resume(out)
-    begin = saved = time.monotonic()
-    steps_before, seconds_before = training.steps, training.seconds
-    generator = training.generator
-    slots = DuelSlots(world, args, generator, training.counters)
-    training.counters = slots.counters
-    columns = (BarColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
-    with (
-        SummaryWriter(str(out / "tensorboard"), purge_step=training.steps) as writer,
-        Progress(*columns, console=Console(stderr=True), disable=not show) as bar,
-    ):
-        writer.add_text("args", json.dumps(asdict(args), indent=2), training.steps)
-        task = bar.add_task("first chunks", total=1.0)
-        actor = Actor(slots, args, generator)
-        while training.progress < 1.0:
-            before = training.progress
-            if args.anneal:
-                rate = args.learning_rate * (1.0 - 0.9 * before)
-                training.optimizer.param_groups[0]["lr"] = rate
-            samples = actor.collect(training.network)
-            log = learn(training.network, training.optimizer, samples, args, generator)
-            training.updates += 1
-            training.steps += args.num_slots * args.num_steps
-            decay = min(args.average, training.updates / (training.updates + 9))
-            blend(training.average, training.network, decay)
 
-            now = time.monotonic()
-            training.seconds = seconds_before + now - begin
-            speed = (training.steps - steps_before) / (now - begin)
-            log |= {
-                "charts/steps_per_second": speed,
-                # what one player wins the other loses: how often points are made says more
-                "charts/points_per_chunk": float(samples.reward.abs().mean()),
-                "charts/sum_of_rewards": float(samples.reward.mean()),
-            }
-            for name, scalar in log.items():
-                writer.add_scalar(name, scalar, training.steps)
-            for age in AGES:
-                if before < age <= training.progress < 1.0:
-                    training.save(out / "ages" / f"{round(100 * age):02d}")
-            bar.update(
-                task,
-                completed=min(training.progress, 1.0),
-                description=f"{training.steps:,} steps, {speed:.0f} steps/s",
-            )
-            if now - saved > 60 * args.save_minutes:
-                training.save(out)
-                saved = now
-        training.save(out)
+    def charts(actor: Actor, samples: Samples) -> dict[str, float]:
+        return {
+            # what one player wins the other loses: how often points are made says more
+            "charts/points_per_chunk": float(samples.reward.abs().mean()),
+            "charts/sum_of_rewards": float(samples.reward.mean()),
+        }
+
+    def keep_ages(before: float) -> None:
+        for age in AGES:
+            if before < age <= training.progress < 1.0:
+                training.save(out / "ages" / f"{round(100 * age):02d}")
+
+    def make_slots() -> DuelSlots:
+        return DuelSlots(world, args, training.generator, training.counters)
+
+    run(training, make_slots, args, out, charts=charts, after_update=keep_ages, show=show)
     return SelfPlayAgent.load(out, device=world.device)

@@ -12,8 +12,8 @@ import numpy.typing as npt
 from gymnasium.utils import seeding
 from gymnasium.vector import AutoresetMode
 
+from magi_world.envs.arguments import check_reset_options
 from magi_world.envs.spaces import as_index, as_prompt
-from magi_world.envs.world_env import check_reset_options
 from magi_world.errors import ActionError, ConfigError, PromptError, ResetOptionError
 
 Mask = npt.NDArray[np.bool_]

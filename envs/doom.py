@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from magi_world.errors import ActionError, NotReset, missing_package
+from magi_world.envs.game_calls import check_action, check_seed
+from magi_world.errors import NotReset, missing_package
 
 Frames = npt.NDArray[np.uint8]
 
 SCREEN_HEIGHT, SCREEN_WIDTH = 240, 320
 FRAME_SIZE = 64
-MAX_SEED = 2**32 - 1
 
 # 240 rows become 64 by groups of fifteen: four rows of the result share them, 3.75 each. 320
 # columns become 64 by groups of five, four of them a block, colours kept apart. Counted in quarters
@@ -150,8 +150,7 @@ class TakeCoverGame:
 
         That chunk is the first observation; it counts neither for the reward nor for the limit.
         """
-        if not 0 <= seed <= MAX_SEED:
-            raise ValueError(f"a seed of the game is a number from 0 to {MAX_SEED}, got {seed}")
+        check_seed(seed)
         self._game.set_seed(seed)
         if not self._shut_down.alive:
             raise NotReset("the game is closed: make a new one")
@@ -169,12 +168,7 @@ class TakeCoverGame:
         Raises `ActionError` for an index outside the list, `NotReset` before the first reset and
         after the end of an episode.
         """
-        if not 0 <= action < len(self.prompts):
-            raise ActionError(
-                f"action {action!r} is not one of 0 to {len(self.prompts) - 1} ({self.prompts})"
-            )
-        if self._over:
-            raise NotReset("the game has no running episode: call reset first")
+        check_action(action, self.prompts, over=self._over)
         return self._play(action)
 
     def close(self) -> None:

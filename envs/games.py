@@ -80,7 +80,7 @@ def check_fits(game: "Game", card: Mapping[str, Any], config: WorldConfig) -> No
         ConfigError: other prompts, frames per chunk or frame shape.
     """
     played = (game.prompts, game.chunk_frames, tuple(game.frame_shape))
-    dreamt = (chunk_prompts(card), config.chunk_frames, (config.height, config.width, 3))
+    dreamt = (chunk_prompts(card), config.frames_shape[0], config.frames_shape[1:])
     if played != dreamt:
         raise ConfigError(
             f"the world {card['name']!r} has prompts, frames per chunk and frame shape {dreamt}, "

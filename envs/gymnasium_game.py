@@ -20,7 +20,8 @@ import numpy as np
 from gymnasium import spaces
 
 from magi_world.envs.doom import GameChunk
-from magi_world.errors import ActionError, ConfigError, DatasetError, NotReset
+from magi_world.envs.game_calls import check_action
+from magi_world.errors import ConfigError, DatasetError, NotReset
 from magi_world.training.pictures import Frames, shrink
 
 
@@ -120,12 +121,7 @@ class GymnasiumGame:
             ActionError: no index into the prompts.
             NotReset: before the first reset, or after the end of an episode.
         """
-        if not 0 <= action < len(self.prompts):
-            raise ActionError(
-                f"action {action!r} is not one of 0 to {len(self.prompts) - 1} ({self.prompts})"
-            )
-        if self._over:
-            raise NotReset("the game has no running episode: call reset first")
+        check_action(action, self.prompts, over=self._over)
         frames: list[Frames] = []
         reward, terminated, truncated = 0.0, False, False
         while len(frames) < self.chunk_frames and not (terminated or truncated):

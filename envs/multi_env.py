@@ -15,12 +15,13 @@ from gymnasium.error import ResetNeeded
 from pettingzoo import ParallelEnv
 
 from magi_world.config import WorldConfig
+from magi_world.envs.arguments import RESET_OPTIONS, check_horizon
 from magi_world.envs.real_env import RealEnv
 from magi_world.envs.rendering import RENDER_MODES
 from magi_world.envs.sharing import Arbiter, OwnView, read_action, texts_of
 from magi_world.envs.spaces import ACTIONS, OBSERVATIONS, action_space, choose, max_prompt_length
 from magi_world.envs.spaces import observation_space as chunk_space
-from magi_world.envs.world_env import RESET_OPTIONS, WorldEnv, check_horizon
+from magi_world.envs.world_env import WorldEnv
 from magi_world.errors import ActionError, ConfigError
 from magi_world.players import players_of
 from magi_world.sampling.chunk import Chunk
@@ -251,6 +252,34 @@ class MultiEnv(ParallelEnv[str, Any, Any]):  # type: ignore[misc]  # PettingZoo 
         if self._whole is None:
             raise ResetNeeded("state() before the first reset(): there is none yet")
         return OwnView.copy(self._whole)
+
+    def get_state(self) -> dict[str, Any]:
+        """Everything that decides the future, copied; see `WorldEnv.get_state`, whose form it has.
+
+        Raises:
+            ConfigError: a real game, which cannot be saved.
+        """
+        return self._dream().get_state()
+
+    def set_state(self, state: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Go on from a saved state; returns its observations by agent, None before a reset.
+
+        Raises:
+            CheckpointError: as `WorldEnv.set_state`.
+            ConfigError: a real game, which cannot be restored.
+        """
+        dream = self._dream()
+        self._whole = dream.set_state(state)
+        chunk = dream.chunk
+        self._arbiter.begin(chunk)
+        over = dream.over or (self.max_cycles is not None and chunk >= self.max_cycles)
+        self.agents = [] if over else list(self.possible_agents)
+        return None if self._whole is None else self._divide(self.possible_agents)
+
+    def _dream(self) -> _Whole:
+        if not isinstance(self._env, _Whole):
+            raise ConfigError(f"the real game of {self._card['name']!r} has no states to save")
+        return self._env
 
     def render(self) -> Any:
         """Return the last frame, all frames since the last call, or None, as `render_mode` says."""

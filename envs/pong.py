@@ -9,6 +9,7 @@ What is shown is the playing field without the score above it: 160x160 pixels, a
 """
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from magi_world.envs.doom import MAX_SEED
-from magi_world.errors import ActionError, NotReset, missing_package
+from magi_world.envs.game_calls import check_action, check_seed
+from magi_world.errors import NotReset, missing_package
 from magi_world.players import chunk_prompts, split_actions
 
 Frames = npt.NDArray[np.uint8]
+Counts = npt.NDArray[np.int64]
 
 FRAME_SIZE = 64
 FIELD_TOP, FIELD_SIZE = 34, 160  # rows of the screen between the white borders, all columns
@@ -84,26 +86,107 @@ class DuelChunk:
     health: float = float("nan")
 
 
-class PongDuelGame:
-    """Two-player Pong in chunks of four frames: `first_0` is the right paddle, `second_0` the left.
+class _PongChunks:
+    """Chunks of four frames of a Pong, whoever plays it; a game begins where the ball is served.
 
-    An action is one of `prompts`, which hold both players' actions; `magi_world.players` says how
-    they are counted. The game of a seed begins where the ball is served first: until then both
-    paddles are moved about, differently for every seed, because the game itself always begins
-    alike. It ends when somebody has 21 points, or is cut off after 20,000 frames.
+    Until then all paddles are moved about, differently for every seed, because the game itself
+    always begins alike. It ends when somebody has 21 points, or is cut off after 20,000 frames.
     """
 
-    name = "pong-duel"
-    players: list[str] = CARD["players"]
-    player_prompts: list[str] = CARD["prompts"]
-    prompts = chunk_prompts(CARD)
-    objects: dict[str, Any] = CARD["objects"]
+    name: str
+    prompts: list[str]
+    num_paddles: int
+    """those that are played from here"""
     chunk_frames = 4
     frame_shape = (FRAME_SIZE, FRAME_SIZE, 3)
     fps = 60
     max_frames = 20_000
 
     def __init__(self) -> None:
+        self._frames_played = 0
+        self._last_frame: Frames | None = None
+        self._over = True
+
+    def reset(self, seed: int) -> DuelChunk:
+        """Start the game of `seed` (0 to 2^32 - 1), wait for the serve, play one no-op chunk.
+
+        That chunk, the first with a ball, is the first observation; neither it nor what was before
+        it counts for the reward or for the limit.
+        """
+        check_seed(seed)
+        self._begin(seed)
+        drawn = np.random.default_rng(seed).integers(
+            len(CARD["prompts"]), size=(self.num_paddles, _FRAMES_TO_SERVE // 8)
+        )
+        resting = [0] * self.num_paddles
+        for frame in range(_FRAMES_TO_SERVE):
+            # they come to rest before the ball is there
+            moving = frame + 8 < _FRAMES_TO_SERVE
+            self._act(drawn[:, frame // 8].tolist() if moving else resting)
+        self._last_frame = shrink_field(self._screen())
+        self._frames_played = -self.chunk_frames
+        self._over = False
+        return self._play(resting)
+
+    def step(self, action: int) -> DuelChunk:
+        """Play four frames under the actions of all paddles that `prompts[action]` names.
+
+        Raises `ActionError` for an index outside the list, `NotReset` before the first reset and
+        after the end of a game.
+        """
+        check_action(action, self.prompts, over=self._over)
+        own = split_actions(action, len(CARD["prompts"]), self.num_paddles)
+        return self._play([int(index) for index in own])
+
+    def _play(self, actions: Sequence[int]) -> DuelChunk:
+        last = self._last_frame
+        assert last is not None
+        frames = np.empty((self.chunk_frames, *self.frame_shape), np.uint8)
+        points, penalties = (np.zeros(self.num_paddles, np.int64) for _ in range(2))
+        terminated, valid = False, 0
+        while valid < self.chunk_frames and not terminated:
+            won, fined, terminated = self._act(actions)
+            points += won
+            penalties += fined
+            last = shrink_field(self._screen())
+            frames[valid] = last
+            valid += 1
+        frames[valid:] = last
+        self._last_frame = last
+        self._frames_played += valid
+        truncated = not terminated and self._frames_played >= self.max_frames
+        self._over = terminated or truncated
+        return DuelChunk(frames, valid, points.astype(np.float32), penalties, terminated, truncated)
+
+    def _begin(self, seed: int) -> None:
+        """Start the game."""
+        raise NotImplementedError
+
+    def _act(self, actions: Sequence[int]) -> tuple[Counts, Counts, bool]:
+        """Play one frame: points and penalties of the paddles, and whether the game is over."""
+        raise NotImplementedError
+
+    def _screen(self) -> Frames:
+        """What the game shows now, uint8 `[210, 160, 3]`."""
+        raise NotImplementedError
+
+
+class PongDuelGame(_PongChunks):
+    """Two-player Pong in chunks of four frames: `first_0` is the right paddle, `second_0` the left.
+
+    An action is one of `prompts`, which hold both players' actions; `magi_world.players` says how
+    they are counted.
+    """
+
+    name = "pong-duel"
+    players: list[str] = CARD["players"]
+    player_prompts: list[str] = CARD["prompts"]
+    prompts = chunk_prompts(CARD)
+    num_paddles = 2
+    objects: dict[str, Any] = CARD["objects"]
+
+    def __init__(self) -> None:
+        super().__init__()
         try:
             import ale_py
 
@@ -115,107 +198,48 @@ class PongDuelGame:
         roms = Path(ale_py.__file__).parent / "roms"
         env = pong_v3.raw_env(auto_rom_install_path=str(roms), max_cycles=2**62)
         self._game: Any = env.unwrapped  # below the turns that PettingZoo puts on top
-        self._frames_played = 0
-        self._last_frame: Frames | None = None
-        self._over = True
         self._closed = False
-
-    def reset(self, seed: int) -> DuelChunk:
-        """Start the game of `seed` (0 to 2^32 - 1), wait for the serve, play one no-op chunk.
-
-        That chunk, the first with a ball, is the first observation; neither it nor what was before
-        it counts for the reward or for the limit.
-        """
-        if not 0 <= seed <= MAX_SEED:
-            raise ValueError(f"a seed of the game is a number from 0 to {MAX_SEED}, got {seed}")
-        if self._closed:
-            raise NotReset("the game is closed: make a new one")
-        self._game.reset(seed=seed)
-        self._wait_for_serve(np.random.default_rng(seed))
-        self._frames_played = -self.chunk_frames
-        self._over = False
-        return self._play((0, 0))
-
-    def step(self, action: int) -> DuelChunk:
-        """Play four frames under the actions of both players that `prompts[action]` names.
-
-        Raises `ActionError` for an index outside the list, `NotReset` before the first reset and
-        after the end of a game.
-        """
-        if not 0 <= action < len(self.prompts):
-            raise ActionError(
-                f"action {action!r} is not one of 0 to {len(self.prompts) - 1} ({self.prompts})"
-            )
-        if self._over:
-            raise NotReset("the game has no running episode: call reset first")
-        first, second = split_actions(action, len(self.player_prompts), len(self.players))
-        return self._play((int(first), int(second)))
 
     def close(self) -> None:
         """Forget the game; calling it again does nothing."""
         self._over = self._closed = True
 
-    def _wait_for_serve(self, rng: np.random.Generator) -> None:
-        """Let both paddles wander until the frame before the ball is there."""
-        moves = rng.integers(len(self.player_prompts), size=(2, _FRAMES_TO_SERVE // 8))
-        for frame in range(_FRAMES_TO_SERVE):
-            if frame + 8 < _FRAMES_TO_SERVE:  # then they come to rest
-                chosen = (int(moves[0, frame // 8]), int(moves[1, frame // 8]))
-            else:
-                chosen = (0, 0)
-            self._act(chosen)
-        self._last_frame = shrink_field(self._game.ale.getScreenRGB())
+    def _begin(self, seed: int) -> None:
+        if self._closed:
+            raise NotReset("the game is closed: make a new one")
+        self._game.reset(seed=seed)
 
-    def _act(self, actions: tuple[int, int]) -> tuple[npt.NDArray[np.int64], bool]:
-        """One frame; returns what each player got and whether the game is over."""
+    def _act(self, actions: Sequence[int]) -> tuple[Counts, Counts, bool]:
         chosen = {p: ATARI_ACTIONS[a] for p, a in zip(self.players, actions, strict=True)}
         _, rewards, terminations, _, _ = self._game.step(chosen)
         got = np.array([rewards.get(player, 0) for player in self.players], np.int64)
-        return got, any(terminations.values())
+        nothing = np.zeros_like(got)
+        # what one wins the other loses; a point lost for not serving nobody wins
+        won, fined = (got, nothing) if got.sum() == 0 else (nothing, -got)
+        return won, fined, any(terminations.values())
 
-    def _play(self, actions: tuple[int, int]) -> DuelChunk:
-        last = self._last_frame
-        assert last is not None
-        frames = np.empty((self.chunk_frames, *self.frame_shape), np.uint8)
-        points, penalties = np.zeros(2, np.int64), np.zeros(2, np.int64)
-        terminated, valid = False, 0
-        while valid < self.chunk_frames and not terminated:
-            got, terminated = self._act(actions)
-            if got.sum() == 0:
-                points += got
-            else:
-                penalties -= got
-            last = shrink_field(self._game.ale.getScreenRGB())
-            frames[valid] = last
-            valid += 1
-        frames[valid:] = last
-        self._last_frame = last
-        self._frames_played += valid
-        truncated = not terminated and self._frames_played >= self.max_frames
-        self._over = terminated or truncated
-        return DuelChunk(frames, valid, points.astype(np.float32), penalties, terminated, truncated)
+    def _screen(self) -> Frames:
+        screen: Frames = self._game.ale.getScreenRGB()
+        return screen
 
 
 _FRAMES_TO_SERVE = 56  # with FIRE held by both, whatever their paddles do
 
 
-class AtariPongGame:
+class AtariPongGame(_PongChunks):
     """Pong against the opponent that is built into it: `ALE/Pong-v5`, in the same chunks.
 
     The player is the right paddle, like `first_0` of `PongDuelGame`; its actions are one player's
     prompts, frames come through the same function, every frame of the game is played once
-    (frameskip 1) under the action that was given (repeat probability 0). It begins where the ball
-    is served first and ends at 21 points or after 20,000 frames.
+    (frameskip 1) under the action that was given (repeat probability 0).
     """
 
     name = "pong-atari"
     prompts: list[str] = CARD["prompts"]
-    chunk_frames = 4
-    frame_shape = (FRAME_SIZE, FRAME_SIZE, 3)
-    fps = 60
-    max_frames = 20_000
+    num_paddles = 1
 
     def __init__(self) -> None:
+        super().__init__()
         try:
             import ale_py
             import gymnasium
@@ -232,55 +256,21 @@ class AtariPongGame:
             max_episode_steps=10**9,
             disable_env_checker=True,
         )
-        self._frames_played = 0
-        self._last_frame: Frames | None = None
-        self._over = True
-
-    def reset(self, seed: int) -> DuelChunk:
-        """Start the game of `seed`, wait for the serve with a wandering paddle, play one no-op."""
-        if not 0 <= seed <= MAX_SEED:
-            raise ValueError(f"a seed of the game is a number from 0 to {MAX_SEED}, got {seed}")
-        self._env.reset(seed=seed % 2**31)
-        moves = np.random.default_rng(seed).integers(len(self.prompts), size=_FRAMES_TO_SERVE // 8)
-        for frame in range(_FRAMES_TO_SERVE):
-            resting = frame + 8 >= _FRAMES_TO_SERVE
-            screen = self._env.step(ATARI_ACTIONS[0 if resting else int(moves[frame // 8])])[0]
-        self._last_frame = shrink_field(screen)
-        self._frames_played = -self.chunk_frames
-        self._over = False
-        return self._play(0)
-
-    def step(self, action: int) -> DuelChunk:
-        """Play four frames; raises as `PongDuelGame.step` does."""
-        if not 0 <= action < len(self.prompts):
-            raise ActionError(
-                f"action {action!r} is not one of 0 to {len(self.prompts) - 1} ({self.prompts})"
-            )
-        if self._over:
-            raise NotReset("the game has no running episode: call reset first")
-        return self._play(action)
+        self._shown: Frames | None = None
 
     def close(self) -> None:
         """End the game; calling it again does nothing."""
         self._over = True
         self._env.close()
 
-    def _play(self, action: int) -> DuelChunk:
-        last = self._last_frame
-        assert last is not None
-        frames = np.empty((self.chunk_frames, *self.frame_shape), np.uint8)
-        won, terminated, valid = 0.0, False, 0
-        while valid < self.chunk_frames and not terminated:
-            screen, reward, terminated, _, _ = self._env.step(ATARI_ACTIONS[action])
-            won += float(reward)
-            last = shrink_field(screen)
-            frames[valid] = last
-            valid += 1
-        frames[valid:] = last
-        self._last_frame = last
-        self._frames_played += valid
-        truncated = not terminated and self._frames_played >= self.max_frames
-        self._over = terminated or truncated
-        return DuelChunk(
-            frames, valid, np.array([won], np.float32), np.zeros(1, np.int64), terminated, truncated
-        )
+    def _begin(self, seed: int) -> None:
+        self._env.reset(seed=seed % 2**31)
+
+    def _act(self, actions: Sequence[int]) -> tuple[Counts, Counts, bool]:
+        self._shown, reward, over, _, _ = self._env.step(ATARI_ACTIONS[actions[0]])
+        won = np.array([round(float(reward))], np.int64)
+        return won, np.zeros_like(won), bool(over)
+
+    def _screen(self) -> Frames:
+        assert self._shown is not None
+        return self._shown

@@ -15,7 +15,8 @@ from gymnasium.error import ResetNeeded
 from magi_world import worlds
 from magi_world.checkpoints.world_format import CARD, read_card
 from magi_world.config import WorldConfig
-from magi_world.envs.doom import MAX_SEED
+from magi_world.envs.arguments import check_agents, check_horizon
+from magi_world.envs.game_calls import MAX_SEED
 from magi_world.envs.games import ADAPTER, GAMES, check_fits, world_game
 from magi_world.envs.rendering import RENDER_MODES, Renderer, render_fps
 from magi_world.envs.spaces import (
@@ -31,7 +32,6 @@ from magi_world.envs.spaces import (
     observation,
     observation_space,
 )
-from magi_world.envs.world_env import check_agents, check_horizon
 from magi_world.errors import ActionError, ConfigError, ResetOptionError, WorldNotFound
 from magi_world.players import chunk_prompts, chunk_wordings
 from magi_world.training.collect import Game, GameChunk

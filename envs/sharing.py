@@ -56,9 +56,9 @@ class Arbiter:
             raise ConfigError(f"num_voters {num_voters!r}: a whole number, 1 or more, is needed")
         return cls(card, [f"agent_{number}" for number in range(num_voters)], arbitration)
 
-    def begin(self) -> None:
-        """An episode begins: the first agent has the first turn."""
-        self._chunk = 0
+    def begin(self, chunk: int = 0) -> None:
+        """An episode begins, and the first agent has the first turn; or it goes on at a chunk."""
+        self._chunk = chunk
 
     def advance(self) -> None:
         """The next chunk comes."""

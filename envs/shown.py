@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 
 from magi_world.envs.spaces import LATENT_LIMIT
+from magi_world.errors import CheckpointError
+from magi_world.sampling.saved_state import check_like
 
 
 class ShownChunks:
@@ -18,13 +20,17 @@ class ShownChunks:
         latents: zeros `[N, 16, P, h, w]` on the world's device, until the first chunk comes.
         observations: "frames", "latent" or "both".
         output: "numpy" or "torch".
+        frames_shape: of the frames of one chunk.
     """
 
-    def __init__(self, latents: Tensor, observations: str, output: str) -> None:
+    def __init__(
+        self, latents: Tensor, observations: str, output: str, frames_shape: tuple[int, ...]
+    ) -> None:
         self.latents = latents
         self.forms: dict[str, Tensor] = {}
         self.observations = observations
         self.output = output
+        self._frames_shape = frames_shape
 
     def replace(
         self, latents: Tensor, frames: Callable[[], Tensor], slots: Sequence[int] | None = None
@@ -60,6 +66,21 @@ class ShownChunks:
         """Latents, and the frames where they are observed; copies."""
         frames = {name: part.clone() for name, part in self.forms.items() if name == "frames"}
         return {"latents": self.latents.clone(), **frames}
+
+    def check(self, state: Any) -> None:
+        """Check that a saved state is one of as many slots of such a world.
+
+        Raises:
+            CheckpointError: it is not.
+        """
+        if not isinstance(state, Mapping) or "latents" not in state:
+            raise CheckpointError("a damaged state: shown lacks latents")
+        check_like("shown latents", state["latents"], self.latents)
+        if "frames" in state:
+            like = torch.empty(
+                len(self.latents), *self._frames_shape, dtype=torch.uint8, device="meta"
+            )
+            check_like("shown frames", state["frames"], like)
 
     def restore(
         self, state: Mapping[str, Tensor], decode: Callable[[Tensor], Tensor]

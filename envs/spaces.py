@@ -180,8 +180,7 @@ def observation_space(observations: str, config: WorldConfig) -> spaces.Space[An
         ConfigError: any other form.
     """
     choose("observations", observations, OBSERVATIONS)
-    shape = (config.chunk_frames, config.height, config.width, 3)
-    frames = spaces.Box(0, 255, shape, np.uint8)
+    frames = spaces.Box(0, 255, config.frames_shape, np.uint8)
     latent = spaces.Box(-LATENT_LIMIT, LATENT_LIMIT, config.latent_shape, np.float32)
     if observations == "frames":
         return frames

@@ -15,6 +15,7 @@ from gymnasium.error import ResetNeeded
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
+from magi_world.envs.arguments import check_agents, check_horizon
 from magi_world.envs.batches import (
     Mask,
     as_autoreset_mode,
@@ -36,7 +37,6 @@ from magi_world.envs.spaces import (
     max_prompt_length,
     observation_space,
 )
-from magi_world.envs.world_env import check_agents, check_horizon
 from magi_world.errors import ConfigError
 from magi_world.players import chunk_prompts, players_of
 from magi_world.sampling.chunk import Chunk
@@ -152,7 +152,7 @@ class WorldVectorEnv(VectorEnv[Any, Any, Any]):
         self._begun = np.zeros(self.num_envs, np.bool_)
         self._ended = np.zeros(self.num_envs, np.bool_)
         nothing = torch.zeros(self.num_envs, *config.latent_shape, device=self.world.device)
-        self._shown = ShownChunks(nothing, self._observations, self._output)
+        self._shown = ShownChunks(nothing, self._observations, self._output, config.frames_shape)
 
     # ---------------------------------------------------------------- reset
 
@@ -362,7 +362,8 @@ class WorldVectorEnv(VectorEnv[Any, Any, Any]):
             CheckpointError: no state of a vector environment, or one that does not fit its
                 rollout; nothing has changed.
         """
-        check_state(state, VECTOR, ("shown", *_ARRAYS))
+        arrays = {name: getattr(self, f"_{name}") for name in _ARRAYS}
+        check_state(state, VECTOR, self.rollout, self._shown, arrays)
         self.rollout.load_state_dict(state["rollout"])
         set_random_state(self, state["np_random"])
         for name in _ARRAYS:

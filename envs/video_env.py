@@ -4,27 +4,10 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-import gymnasium
-from gymnasium.error import ResetNeeded
-from gymnasium.utils import seeding
-
-from magi_world.envs.rendering import RENDER_MODES, Renderer, render_fps
+from magi_world.envs.arguments import check_reset_options
+from magi_world.envs.chunk_env import ChunkEnv
 from magi_world.envs.reward import load_reward, rated
-from magi_world.envs.spaces import (
-    ACTIONS,
-    OBSERVATIONS,
-    Action,
-    Frames,
-    Observation,
-    action_space,
-    as_index,
-    as_prompt,
-    choose,
-    max_prompt_length,
-    observation,
-    observation_space,
-)
-from magi_world.envs.world_env import check_horizon, check_reset_options
+from magi_world.envs.spaces import Observation
 from magi_world.errors import ConfigError, ResetOptionError
 from magi_world.media.reading import read_image, read_video
 from magi_world.sampling.chunk import Chunk
@@ -35,7 +18,7 @@ NEUTRAL_PROMPT = "the scene goes on as before"
 """the one action of an environment that was given no prompt"""
 
 
-class VideoEnv(gymnasium.Env[Observation, Action]):
+class VideoEnv(ChunkEnv):
     """A video model without a game: a step conditions one chunk of video on a prompt.
 
     The first observation of an episode is the last chunk of its start: a picture held for one
@@ -76,8 +59,6 @@ class VideoEnv(gymnasium.Env[Observation, Action]):
         MissingPackage: "human" without pygame-ce, or a package that the model needs.
     """
 
-    metadata: dict[str, Any] = {"render_modes": list(RENDER_MODES)}
-
     def __init__(
         self,
         model: str | os.PathLike[str],
@@ -98,30 +79,24 @@ class VideoEnv(gymnasium.Env[Observation, Action]):
         dtype: str | None = None,
     ) -> None:
         # What is wrong is said before the weights are read.
-        self._actions = choose("actions", actions, ACTIONS)
-        self._observations = choose("observations", observations, OBSERVATIONS)
-        if render_mode is not None:
-            choose("render_mode", render_mode, RENDER_MODES)
-        self.render_mode = render_mode
-        check_horizon(horizon)
-        self.horizon = horizon
+        super().__init__(
+            actions=actions, observations=observations, render_mode=render_mode, horizon=horizon
+        )
         if image is not None and video is not None:
             raise ConfigError("image and video: an episode starts from one of them")
         if isinstance(prompts, str):
             raise ConfigError(f"prompts {prompts!r}: a list of different strings is needed")
         if prompts is None:
             prompts = [NEUTRAL_PROMPT if prompt is None else prompt]
-        self.prompts = list(prompts)
-        self._reward = None if reward is None else load_reward(reward)
+        self._rating = None if reward is None else load_reward(reward)
         pixels = None if size is None else parse_size(size)
 
         world = load(os.fspath(model), device=device, dtype=dtype)
-        self.world = world if pixels is None else world.resized(*pixels)
-        config = self.world.config
-        self._max_length = max_prompt_length(config)
-        self.action_space = action_space(actions, self.prompts, self._max_length)
+        world = world if pixels is None else world.resized(*pixels)
+        self._open(world.rollout(1, steps=steps, temperature=temperature), prompts)
         for text in self.prompts:
-            self.world.check_prompt(text)
+            world.check_prompt(text)
+        config = world.config
         self._start: dict[str, Any] = {}
         if image is not None:
             self._start = {"image": read_image(os.fspath(image), config.height, config.width)}
@@ -131,16 +106,6 @@ class VideoEnv(gymnasium.Env[Observation, Action]):
             }
         elif prompt is not None:
             self._start = {"prompt": prompt}
-        self.rollout = self.world.rollout(1, steps=steps, temperature=temperature)
-        self.observation_space = observation_space(observations, config)
-        self.metadata = {
-            **self.metadata,
-            "render_fps": render_fps(render_mode, config.fps, config.chunk_frames),
-        }
-        self._renderer = Renderer(render_mode, fps=config.fps, title=self.world.name)
-        self._chunk = 0  # since the last reset
-        self._seeded = False
-        self._ended: str | None = "before the first reset()"
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -162,81 +127,18 @@ class VideoEnv(gymnasium.Env[Observation, Action]):
 
         A reset that raises leaves the running episode as it was.
         """
+        return super().reset(seed=seed, options=options)
+
+    def _start_of(self, options: dict[str, Any] | None) -> dict[str, Any]:
         start = check_reset_options(options) or self._start
         if not start:
             raise ResetOptionError(
                 "nothing to start from: make the environment with image=, video= or prompt=, or "
                 "reset with one of them among the options"
             )
-        if seed is not None:  # a bad seed is refused before anything has changed
-            seeding.np_random(seed)
-            if seed >= 2**63:
-                raise ConfigError(f"seed {seed}: allowed are 0 to 2**63 - 1")
-        slot_seed = seed
-        if seed is None and not self._seeded:
-            slot_seed = int(self.np_random.integers(2**31))
-        chunk = self.rollout.reset(seeds=None if slot_seed is None else [slot_seed], **start)
-        super().reset(seed=seed)
-        self._seeded = True
-        self._chunk = 0
-        self._ended = None
-        self._renderer.add(lambda: _frames(chunk), first=True)
-        return self._observe(chunk), self._info(chunk)
+        return start
 
-    def step(self, action: Action) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
-        """Generate one chunk under `action` and return what Gymnasium expects of a step.
-
-        Raises:
-            ResetNeeded: before the first reset or after the end of an episode.
-            PromptError: with text actions, a prompt that cannot be used.
-            ActionError: with discrete actions, no integer in range.
-
-        A step that raises one of these leaves everything as it was. An error of the reward
-        function arrives when the chunk has been made: the episode goes on behind it.
-        """
-        if self._ended is not None:
-            raise ResetNeeded(f"step() {self._ended}: call reset()")
-        if self._actions == "text":
-            prompt = as_prompt(action, self._max_length)
-        else:
-            prompt = self.prompts[as_index(action, self.prompts)]
-        chunk = self.rollout.step([prompt])
-        self._chunk += 1
-        terminated = bool(chunk.terminated[0])
-        truncated = self.horizon is not None and self._chunk >= self.horizon
-        if terminated or truncated:
-            self._ended = f"after the end of the episode, {self._chunk} chunks long"
-        self._renderer.add(lambda: _frames(chunk))
-        if self._reward is None:
-            reward = float(chunk.reward[0])
-        else:
-            reward = rated(self._reward, _frames(chunk), prompt)
-        return self._observe(chunk), reward, terminated, truncated, self._info(chunk)
-
-    def render(self) -> Any:
-        """Return the last frame, all frames since the last call, or None, as `render_mode` says."""
-        return self._renderer.render()
-
-    def close(self) -> None:
-        """Close the window if there is one; calling it again does nothing."""
-        self._renderer.close()
-
-    def _observe(self, chunk: Chunk) -> Observation:
-        return observation(
-            self._observations, lambda: _frames(chunk), lambda: chunk.latents[0].cpu().numpy()
-        )
-
-    def _info(self, chunk: Chunk) -> dict[str, Any]:
-        signals = {name: float(values[0]) for name, values in chunk.signals.items()}
-        return {
-            "prompt": chunk.prompts[0] or "",  # pictures may have had none
-            "chunk": self._chunk,
-            "termination_probability": float(chunk.termination_probability[0]),
-            **signals,
-        }
-
-
-def _frames(chunk: Chunk) -> Frames:
-    """Frames uint8 `[F, H, W, 3]` of the only slot."""
-    frames: Frames = chunk.frames[0].cpu().numpy()
-    return frames
+    def _reward(self, chunk: Chunk) -> float:
+        if self._rating is None:
+            return super()._reward(chunk)
+        return rated(self._rating, chunk.frames[0].cpu().numpy(), str(chunk.prompts[0]))

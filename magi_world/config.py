@@ -333,6 +333,11 @@ class WorldConfig:
         return self.sampling.chunk_width * self.vae.patch_length
 
     @property
+    def frames_shape(self) -> tuple[int, int, int, int]:
+        """Shape of the frames of one chunk: frames, rows, columns, colours."""
+        return (self.chunk_frames, self.height, self.width, 3)
+
+    @property
     def latent_shape(self) -> tuple[int, int, int, int]:
         """Shape of one chunk of latents: channels, latent frames, rows, columns."""
         return (

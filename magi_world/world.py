@@ -30,10 +30,10 @@ from magi_world.checkpoints.world_format import (
     write_card,
 )
 from magi_world.config import TextConfig, WorldConfig
-from magi_world.errors import ConfigError, PromptError
+from magi_world.errors import PromptError
 from magi_world.models.dit import CaptionKV, VideoDiT
 from magi_world.models.outcome import OutcomeHead
-from magi_world.models.pixels import to_frames, to_pixels
+from magi_world.models.pixels import checked_frames, to_frames, to_pixels
 from magi_world.models.text import TextEncoder, check_prompt
 from magi_world.models.vae import VitVAE
 from magi_world.models.vae_tiling import Compat, Tiling, tiled_decode, tiled_encode
@@ -42,7 +42,7 @@ from magi_world.placement import DTYPES, check_place
 from magi_world.players import chunk_prompts, players_of
 from magi_world.sampling.chunk import Chunk
 from magi_world.sampling.kept_captions import KeptCaptions
-from magi_world.sampling.pictures import check_latents, history_prompts, picture_chunks
+from magi_world.sampling.pictures import history_chunks
 from magi_world.sampling.rollout import Rollout, Starts
 
 if TYPE_CHECKING:
@@ -182,14 +182,7 @@ class World:
         Raises:
             ConfigError: another dtype or shape.
         """
-        if isinstance(frames, np.ndarray):
-            frames = frames.copy()  # torch takes neither read-only arrays nor backward strides
-        frames_NTHWC = torch.as_tensor(frames)
-        expected = (self.config.height, self.config.width, 3)
-        if frames_NTHWC.ndim != 5 or tuple(frames_NTHWC.shape[2:]) != expected:
-            raise ConfigError(f"frames {tuple(frames_NTHWC.shape)}: expected [n, T, *{expected}]")
-        if frames_NTHWC.dtype != torch.uint8:
-            raise ConfigError(f"frames are {frames_NTHWC.dtype}, expected uint8")
+        frames_NTHWC = checked_frames(frames, self.config.height, self.config.width)
         with torch.inference_mode(), self.placement.vae:
             pixels = to_pixels(frames_NTHWC.to(self.device))
             latents = tiled_encode(self.vae, pixels, self.tiling, compat=compat)
@@ -229,19 +222,15 @@ class World:
         Raises:
             ResetOptionError: not such pictures, or not one prompt a chunk.
         """
-        if latents is None:
-            chunks, captions = picture_chunks(
-                self.config, image=image, video=video, prompts=prompts
-            )
-        else:
-            check_latents(self.config, latents)
-            captions = history_prompts(prompts, "history", len(latents))
+        chunks, captions = history_chunks(
+            self.config, image=image, video=video, latents=latents, prompts=prompts
+        )
         for prompt in captions:
             if prompt is not None:
                 self.check_prompt(prompt)
-        if latents is None:
-            return self.encode(chunks), captions
-        return latents.to(self.device, torch.float32), captions
+        if isinstance(chunks, Tensor):
+            return chunks.to(self.device, torch.float32), captions
+        return self.encode(chunks), captions
 
     # ---------------------------------------------------------------- text
 

@@ -6,13 +6,20 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
+
+from tests.tiny_duel import make_tiny_duel
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 MAGI1 = README.partition("## For users of MAGI-1\n")[2].partition("\n## ")[0]
 """a section whose blocks belong together"""
+SLOTS = README.partition("## Many slots, branches, plans\n")[2].partition("\n## ")[0]
+"""the section with the tables of features"""
 
 
 def blocks(language: str, text: str = README) -> list[str]:
@@ -76,6 +83,64 @@ def test_magi1_section_runs_as_printed(tmp_path: Path) -> None:
     assert made == {"cat.mp4", "lights.mp4", "more.mp4"}
     (example,) = blocks("python", MAGI1)
     run(example, cwd=tmp_path)
+
+
+def feature_lines() -> list[str]:
+    """The lines of Python in the tables of features."""
+    rows = [line for line in SLOTS.splitlines() if line.startswith("| ")]
+    lines = [line for row in rows for line in re.findall(r"`([^`]+)`", row.rsplit(" | ", 1)[1])]
+    return [line for line in lines if not line.startswith(("magi-world ", "python "))]
+
+
+@pytest.fixture(scope="module")
+def names(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What the lines speak of."""
+    import gymnasium as gym
+
+    import magi_world
+    from magi_world.agents.planner import Planner
+
+    duel = tmp_path_factory.mktemp("worlds") / "duel"
+    make_tiny_duel().save(duel)
+    world = magi_world.load("doom-take-cover")
+    rollout = world.rollout(1, seeds=[0])
+    rollout.reset()
+    env = gym.make("magi_world/DoomTakeCover-v0")
+    env.reset(seed=0)
+    model = SimpleNamespace(
+        eval=lambda: model,
+        parameters=lambda: iter([torch.zeros(1)]),
+        get_text_features=lambda words: words,
+        get_image_features=lambda pixels: pixels,
+    )
+    return {
+        "gym": gym, "magi_world": magi_world, "Planner": Planner, "world": world, "env": env,
+        "rollout": rollout, "duel": str(duel), "model": model,
+        "processor": lambda text, **_: {"words": torch.ones(len(text), 2)},
+        "envs": gym.make_vec("magi_world/DoomTakeCover-v0", num_envs=2),
+        "voters": magi_world.envs.parallel_env("doom-take-cover", arbitration="vote"),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("line", feature_lines())
+def test_a_feature_is_the_line_that_it_prints(
+    line: str, names: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if "RayVectorEnv" in line:
+        pytest.skip("tests/envs/test_ray_env.py starts Ray")
+    eval(line, dict(names))
+
+
+def test_every_example_is_in_the_readme_with_options_that_it_has() -> None:
+    lines = [line for line in commands("python") if "examples/" in line]
+    printed = {shlex.split(line)[1]: line for line in lines}
+    scripts = {f"examples/{path.name}" for path in (ROOT / "examples").glob("*.py")}
+    assert set(printed) == scripts - {"examples/demo.py"}  # which `make demo` runs
+    for script, line in printed.items():
+        text = (ROOT / script).read_text(encoding="utf-8")
+        for word in shlex.split(line):
+            assert not word.startswith("--") or f'"{word}"' in text
 
 
 @pytest.mark.parametrize("line", commands("magi-world"))

@@ -21,6 +21,7 @@ from magi_world.kernels.attention import AttnSlices
 from magi_world.kernels.rope.write import CacheRows
 from magi_world.models.layers import KVMemory
 from magi_world.offload.kv_rows import DeviceRows, HostRows, KVRows
+from magi_world.sampling.saved_state import check_like
 
 Sight = tuple[int, int, int | None]
 """slot, chunks between its history and this one, KV range (None: everything that is held)"""
@@ -206,19 +207,18 @@ class KVCache(KVMemory):
         Raises:
             CheckpointError: it lacks a part, is of another geometry or names places out of range.
         """
-        tensors = self._saved_tensors()
-        missing = [name for name in (*tensors, "scratch", "filled") if name not in state]
+        counts = {"scratch": torch.tensor(self.scratch), "filled": torch.tensor(self.filled)}
+        own = self._saved_tensors() | counts
+        missing = [name for name in own if not isinstance(state, Mapping) or name not in state]
         if missing:
             raise CheckpointError(f"the state of the cache lacks {', '.join(missing)}")
-        for name, target in tensors.items():
-            if state[name].shape != target.shape:
-                raise CheckpointError(
-                    f"cache {name} {tuple(state[name].shape)} do not fit {tuple(target.shape)} "
-                    "(layers, slots * places * tokens, groups, head width; newest: slots, chunk)"
-                )
-        for name in ("scratch", "filled"):
-            places = [int(place) for place in state[name]]
-            if len(places) != self.slots or not all(0 <= p < self.places for p in places):
+        rows = "layers, slots * places * tokens, groups, head width"
+        axes = {"keys": rows, "values": rows, "newest": "slots, then a chunk"}
+        for name, tensor in own.items():
+            check_like(f"cache {name}", state[name], tensor, axes.get(name, "slots"))
+        for name in counts:
+            places = state[name].tolist()
+            if not all(0 <= p < self.places for p in places):
                 raise CheckpointError(
                     f"cache {name} {places}: {self.slots} of 0…{self.places - 1} are needed"
                 )

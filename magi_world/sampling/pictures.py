@@ -11,6 +11,28 @@ from magi_world.config import WorldConfig
 from magi_world.errors import ResetOptionError
 
 
+def history_chunks(
+    config: WorldConfig,
+    *,
+    image: Any = None,
+    video: Any = None,
+    latents: Tensor | None = None,
+    prompts: Sequence[str | None] | None = None,
+) -> tuple[NDArray[np.uint8] | Tensor, list[str | None]]:
+    """Check what a history is given as, one of three forms, and cut it into chunks.
+
+    Returns:
+        Frames uint8 `[m, F, H, W, 3]`, or the latents as they are, and m prompts.
+
+    Raises:
+        ResetOptionError: not such pictures or latents, or not one prompt a chunk.
+    """
+    if latents is None:
+        return picture_chunks(config, image=image, video=video, prompts=prompts)
+    check_latents(config, latents)
+    return latents, history_prompts(prompts, "history", len(latents))
+
+
 def picture_chunks(
     config: WorldConfig,
     *,

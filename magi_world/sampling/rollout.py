@@ -29,7 +29,7 @@ from magi_world.sampling.chunk import Chunk, concatenate, fast
 from magi_world.sampling.fixed_step import FixedStep
 from magi_world.sampling.kv_cache import KVCache
 from magi_world.sampling.sampler import ChunkSampler, Places
-from magi_world.sampling.starts import Start, replay_together
+from magi_world.sampling.starts import ClipStarts, generated, replayed
 
 if TYPE_CHECKING:
     from magi_world.world import World
@@ -58,7 +58,8 @@ class Rollout:
     """chunks that each slot's history has held since it began"""
     ready: list[bool]
     """which slots were ever reset"""
-    _starts_of_clips: dict[int, Start]
+    clips: ClipStarts
+    """what the clips of the world's bank begin with"""
 
     def __init__(
         self,
@@ -111,7 +112,7 @@ class Rollout:
         self.cache = self.sampler.new_cache(batch_size)
         self.time = [0] * batch_size
         self.ready = [False] * batch_size
-        self._starts_of_clips = {}
+        self.clips = ClipStarts(self.sampler)
         self._fixed: FixedStep | None = None
         if compile or cuda_graph:
             self._fixed = FixedStep(
@@ -308,12 +309,12 @@ class Rollout:
         named = [name for name, value in given.items() if value is not None]
         if len(named) > 1:
             raise ResetOptionError(f"at most one of {', '.join(given)} can be given, got {named}")
-        replayed = bool(named) and named[0] in history_of
-        if prompts is not None and not replayed:
+        continues = bool(named) and named[0] in history_of
+        if prompts is not None and not continues:
             raise ResetOptionError("prompts are the captions of an image or video: give one too")
         if prompt is not None:
             self.world.check_prompt(prompt)
-        history = self.world.history(**history_of, prompts=prompts) if replayed else None
+        history = self.world.history(**history_of, prompts=prompts) if continues else None
         clips = chosen_clips(clip, len(chosen), len(self.world.bank))
         bank = self.world.bank
         if not named and not (bank.num_openings if self.starts == "opening" else len(bank)):
@@ -326,14 +327,13 @@ class Rollout:
             if seeds is not None:
                 self.seed(chosen, seeds)
             if history is not None:
-                begun = [self._replayed(*history)] * len(chosen)
+                begun = [replayed(self.sampler, *history)] * len(chosen)
             elif prompt is not None:
-                begun = [self._generated_start(slot, prompt) for slot in chosen]
+                begun = [generated(self.sampler, self._noise([slot]), prompt) for slot in chosen]
             else:
-                begun = [
-                    self._bank_start(slot, None if clips is None else clips[index])
-                    for index, slot in enumerate(chosen)
-                ]
+                if clips is None:
+                    clips = [self._drawn_clip(slot) for slot in chosen]
+                begun = [self.clips.start(clip) for clip in clips]
         except BaseException:  # the slots go on as if nobody had asked
             for slot, state in zip(chosen, before, strict=True):
                 self.generators[slot].set_state(state)
@@ -345,44 +345,18 @@ class Rollout:
             self.chunk_index[slot] = 0
         return concatenate([start.chunk.clone() for start in begun])
 
-    def _bank_start(self, slot: int, clip: int | None) -> Start:
-        bank = self.world.bank
-        if clip is None:
-            choices = bank.num_openings if self.starts == "opening" else len(bank)
-            clip = int(torch.randint(choices, (), generator=self.generators[slot]))
-        if clip not in self._starts_of_clips:
-            # the same clip always gives the same keys and values, so they are computed once
-            self._starts_of_clips[clip] = self._replayed(*bank.clip(clip))
-        return self._starts_of_clips[clip]
+    def _drawn_clip(self, slot: int) -> int:
+        """A clip of the bank, drawn from the slot's generator."""
+        choices = self.world.bank.num_openings if self.starts == "opening" else len(self.world.bank)
+        return int(torch.randint(choices, (), generator=self.generators[slot]))
 
-    @torch.inference_mode()
     def prepare_clips(self, side_by_side: int = 64) -> None:
         """Replay all clips of the bank ahead, so that resets to them only copy.
 
         It takes some 0.5 MB a clip in a shipped world. The starts agree with those of a reset that
         replays its clip alone to rounding.
         """
-        by_length: dict[int, list[int]] = {}
-        for clip, latents in enumerate(self.world.bank.latents):
-            by_length.setdefault(len(latents), []).append(clip)
-        for clips in by_length.values():
-            for first in range(0, len(clips), side_by_side):
-                part = clips[first : first + side_by_side]
-                starts = replay_together(self.sampler, [self.world.bank.clip(c) for c in part])
-                self._starts_of_clips |= dict(zip(part, starts, strict=True))
-
-    def _replayed(self, latents: Tensor, prompts: Sequence[str | None]) -> Start:
-        cache = self.sampler.new_cache(1)
-        return Start(cache, self.sampler.replay(latents, prompts, cache), len(prompts))
-
-    def _generated_start(self, slot: int, prompt: str) -> Start:
-        """Generate chunk 0 of a slot under a prompt, with no history."""
-        cache = self.sampler.new_cache(1)
-        places = Places(cache, [0], [0])
-        latents = self.sampler.denoise(self._noise([slot]), [prompt], places)
-        chunk = self.sampler.clean_pass(latents, [prompt], places)
-        cache.advance([0])
-        return Start(cache, replace(chunk, reward=torch.zeros_like(chunk.reward)), 1)
+        self.clips.prepare(side_by_side)
 
     # ---------------------------------------------------------------- save, restore, branch
 

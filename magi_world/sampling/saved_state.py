@@ -81,24 +81,54 @@ def check_fits(rollout: "Rollout", state: Mapping[str, Any]) -> None:
             f"a state made with other weights of {facts['world']!r} (mark {state['weights']}, here "
             f"{facts['weights']}): load the world that it was made in"
         )
-    if len(state["time"]) != rollout.batch_size:
-        raise CheckpointError(
-            f"a state of {len(state['time'])} slots in a rollout of {rollout.batch_size}"
-        )
+    time = state["time"]
+    if not isinstance(time, Tensor) or time.ndim != 1:
+        raise CheckpointError("a damaged state: time: one number a slot is needed")
+    if len(time) != rollout.batch_size:
+        raise CheckpointError(f"a state of {len(time)} slots in a rollout of {rollout.batch_size}")
     if state["dtype"] != facts["dtype"]:
         raise CheckpointError(
             f"a state in {state['dtype']} in a rollout in {facts['dtype']}: load the world with "
             f"dtype={state['dtype']!r}"
         )
     rollout.cache.check_state(state["cache"])
+    own = {
+        "time": torch.tensor(rollout.time),
+        "ready": torch.tensor(rollout.ready),
+        "chunk_index": rollout.chunk_index,
+        "generators": torch.stack([g.get_state() for g in rollout.generators]),
+    }
+    for name, tensor in own.items():
+        check_like(name, state[name], tensor)
+    for name in ("time", "chunk_index"):
+        if int(state[name].min()) < 0:
+            raise CheckpointError(f"a damaged state: {name} {state[name].tolist()}: below 0")
     try:
         for saved in state["generators"]:
             torch.Generator().set_state(saved.clone())
-    except (RuntimeError, TypeError) as error:
+    except RuntimeError as error:
         raise CheckpointError(f"a damaged state: generators: {error}") from None
-    for name in ("ready", "chunk_index", "generators"):
-        if not isinstance(state[name], Tensor) or len(state[name]) != rollout.batch_size:
-            raise CheckpointError(f"a damaged state: {name} needs one entry a slot")
+
+
+def check_like(name: str, given: Any, own: Tensor, axes: str = "") -> None:
+    """Check that a saved tensor has the shape and dtype of one's own, which it is to replace.
+
+    Args:
+        name: of the tensor, for the message.
+        given: what a state holds.
+        own: what it has to be like.
+        axes: what the axes are, for the message.
+
+    Raises:
+        CheckpointError: it is no tensor, or another.
+    """
+    if not isinstance(given, Tensor):
+        raise CheckpointError(f"a damaged state: {name} is {type(given).__name__}, no tensor")
+    if given.shape != own.shape:
+        named = f" ({axes})" if axes else ""
+        raise CheckpointError(f"{name} {tuple(given.shape)} do not fit {tuple(own.shape)}{named}")
+    if given.dtype != own.dtype:
+        raise CheckpointError(f"a damaged state: {name} {given.dtype}, needed are {own.dtype}")
 
 
 def fork(

@@ -94,6 +94,13 @@ def test_the_same_settings_give_the_same_agent_and_resuming_goes_on(
     assert more.description["trained"]["steps"] == 96
 
 
+def test_resuming_a_finished_training_leaves_it_as_it_is(duel: World, tmp_path: Path) -> None:
+    args = Args(**SMALL | {"total_steps": 16})
+    before = selfplay.train(duel, args, tmp_path, show=False).description["trained"]
+    again = selfplay.train(duel, args, tmp_path, resume=True, show=False).description["trained"]
+    assert again == before and before["episodes"] > 0
+
+
 def test_an_agent_is_told_whom_it_plays(duel: World, trained: Path) -> None:
     agent = SelfPlayAgent.load(trained, greedy=False)
     with torch.no_grad():  # what an agent that cares for its side would do

@@ -1,7 +1,9 @@
 """Save, restore and branch environments, in memory and through a file."""
 
 import copy
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -138,12 +140,86 @@ def test_wrong_states_are_refused_with_the_reason(make: Make, tiny_world_path: P
         ({**state, "rollout": {**state["rollout"], "world": "pong"}}, "a state of 'pong'"),
         ({**state, "rollout": half.state_dict()}, "a state in bfloat16 in a rollout in float32"),
         ({**state, "rollout": {**state["rollout"], "cache": lost}}, "the cache lacks newest"),
-        ({**state, "rollout": broken}, "a damaged state: generators"),
+        ({**state, "rollout": broken}, "generators .* do not fit"),
     ]
     for wrong, words in cases:
         with pytest.raises(CheckpointError, match=words):
             env.set_state(wrong)
     assert equal(play(env, 3), play(twin, 3), exact=True)
+
+
+def leaves(state: dict[str, Any], *keys: str) -> Iterator[tuple[dict[str, Any], tuple[str, ...]]]:
+    """Every leaf of a nested state: the dictionary it is in, and its path of keys."""
+    for key, value in state.items():
+        if isinstance(value, dict):
+            yield from leaves(value, *keys, key)
+        else:
+            yield state, (*keys, key)
+
+
+def test_damaged_states_are_refused_and_change_nothing(make: Make) -> None:
+    """Whatever part of a state is exchanged for something of another kind."""
+    env, twin = make(observations="both"), make(observations="both")
+    for each in (env, twin):
+        each.reset(seed=0)
+    state = env.get_state()
+    for folder, (*keys, key) in leaves(state):
+        whole = folder[key]
+        wrong: list[Any] = [torch.zeros(0), {}]
+        if key != "ended":  # with a single environment a text or None
+            wrong += [None, "x"]
+        if isinstance(whole, torch.Tensor):
+            wrong += [whole[:-1], whole[None], whole.half()]
+        if key in ("time", "chunk_index", "chunk", "length", "scratch", "filled"):
+            wrong.append(whole - 1000)
+        for value in wrong:
+            folder[key] = value
+            with pytest.raises(CheckpointError):
+                env.set_state(state)
+                pytest.fail(f"{[*keys, key]} was taken as {value!r}")
+        folder[key] = whole
+    assert equal(play(env, 3), play(twin, 3), exact=True)
+
+
+CONTINUE = """
+import sys, numpy as np, torch, magi_world
+from magi_world.envs import WorldVectorEnv
+world, here, there = sys.argv[1:]
+torch.set_num_threads(1)
+env = WorldVectorEnv(3, world, actions="discrete", observations="both")
+env.set_state(magi_world.load_state(here))
+rows = [env.step(np.full(3, index % 3)) for index in range(6)]
+magi_world.save_state({
+    "frames": torch.from_numpy(np.stack([row[0]["frames"] for row in rows])),
+    "latent": torch.from_numpy(np.stack([row[0]["latent"] for row in rows])),
+    "rewards": torch.from_numpy(np.stack([row[1] for row in rows])),
+    "ends": torch.from_numpy(np.stack([row[2] | row[3] for row in rows])),
+}, there)
+"""
+
+
+def test_a_state_goes_on_bit_by_bit_in_another_process(
+    tiny_world_path: Path, tmp_path: Path
+) -> None:
+    env = WorldVectorEnv(3, str(tiny_world_path), actions="discrete", observations="both")
+    env.reset(seed=4)
+    play(env, 2)
+    here, there = str(tmp_path / "here.safetensors"), str(tmp_path / "there.safetensors")
+    magi_world.save_state(env.get_state(), here)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        rows = play(env, 6)
+    finally:
+        torch.set_num_threads(threads)
+    words = [sys.executable, "-c", CONTINUE, str(tiny_world_path), here, there]
+    subprocess.run(words, check=True)
+    other = magi_world.load_state(there)
+    for name in ("frames", "latent"):
+        assert np.array_equal(other[name].numpy(), np.stack([row[0][name] for row in rows]))
+    assert np.array_equal(other["rewards"].numpy(), np.stack([row[1] for row in rows]))
+    ends = np.stack([row[2] | row[3] for row in rows])
+    assert np.array_equal(other["ends"].numpy(), ends) and ends.any()
 
 
 def test_widths_have_to_agree(tiny_world_path: Path) -> None:

@@ -11,6 +11,7 @@ import pettingzoo
 import pytest
 import torch
 from gymnasium.error import ResetNeeded
+from gymnasium.utils.env_checker import data_equivalence
 from pettingzoo.test import (
     api_test,
     max_cycles_test,
@@ -175,6 +176,29 @@ def test_what_is_handed_out_shares_no_memory(duel: str) -> None:
     observations["first_0"][:] = 0
     assert np.array_equal(observations["second_0"], before)
     assert np.array_equal(env.state(), before)
+
+
+@pytest.mark.parametrize("kind", ["duel", "turns"])
+def test_a_saved_state_goes_on_in_another(kind: str, duel: str, solo: str, tmp_path: Path) -> None:
+    keywords: dict[str, Any] = {"world": duel, "view": "own"}
+    if kind == "turns":
+        keywords = {"world": solo, "arbitration": "turns", "ignore_termination": True}
+    env, twin = (MultiEnv(actions="discrete", max_cycles=4, **keywords) for _ in range(2))
+    agents = env.possible_agents
+    assert twin.set_state(env.get_state()) is None and twin.agents == []
+    env.reset(seed=1)
+    last = env.step(dict.fromkeys(agents, 1))[0]
+    magi_world.save_state(env.get_state(), tmp_path / "s")
+    shown = twin.set_state(magi_world.load_state(tmp_path / "s"))
+    assert twin.agents == agents and data_equivalence(shown, last, exact=True)
+    assert data_equivalence(twin.state(), env.state(), exact=True)
+    for _ in range(3):
+        actions = {agent: number for number, agent in enumerate(agents, 1)}
+        assert data_equivalence(env.step(actions), twin.step(actions), exact=True)
+    assert env.agents == twin.agents == []
+    env.reset(seed=2)
+    env.set_state(twin.get_state())
+    assert env.agents == []  # the end is saved too
 
 
 def test_wrong_actions_are_named_and_change_nothing(duel: str) -> None:

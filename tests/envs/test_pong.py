@@ -9,7 +9,7 @@ from magi_world.cli.games import duel_mixture
 from magi_world.envs.games import find_game
 from magi_world.envs.multi_env import RealMultiEnv, parallel_env
 from magi_world.envs.pong import CARD, AtariPongGame, PongDuelGame, shrink_field
-from magi_world.errors import ActionError, NotReset
+from magi_world.errors import ActionError, ConfigError, NotReset
 from magi_world.evaluation.objects import locate, measure_places
 from magi_world.training.collect import collect
 from magi_world.training.episodes import read_episodes
@@ -135,6 +135,8 @@ def test_the_real_twin_has_the_dreams_spaces(tmp_path: Path) -> None:
     assert infos["first_0"]["prompt"] == "left: down; right: up"
     env.step({})
     assert all(env.step({})[3].values()) and env.agents == []
+    with pytest.raises(ConfigError, match="no states"):
+        env.get_state()
     env.close()
 
 

@@ -1,12 +1,12 @@
 """The native batch: Gymnasium's semantics, and slots that never feel each other."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
-import numpy.typing as npt
 import pytest
 import torch
 from gymnasium.envs.registration import EnvSpec
@@ -18,31 +18,17 @@ from hypothesis import strategies as st
 
 from magi_world.envs.spaces import ACTIONS, OBSERVATIONS
 from magi_world.envs.vector_env import WorldVectorEnv
-from magi_world.errors import ActionError, ConfigError, PromptError, ResetOptionError
 from magi_world.world import World
-from tests.tiny_world import make_tiny_world
+from tests.envs.vector_envs import ENV_ID, make_batch, mask
 
-ENV_ID = "magi_world/DoomTakeCover-v0"
 MODES = ("NEXT_STEP", "SAME_STEP", "DISABLED")
 Make = Callable[..., WorldVectorEnv]
 
 
 @pytest.fixture
 def make(tiny_world_path: Path) -> Make:
-    """Build the native batch over the tiny world, as `make_vec` does; most episodes end at once."""
-
-    def make(num_envs: int = 3, **keywords: Any) -> WorldVectorEnv:
-        keywords = {"world": str(tiny_world_path), "actions": "discrete", **keywords}
-        env = gym.make_vec(ENV_ID, num_envs=num_envs, **keywords)
-        assert isinstance(env, WorldVectorEnv)
-        return env
-
-    return make
-
-
-def mask(*slots: int, n: int = 3) -> dict[str, npt.NDArray[np.bool_]]:
-    """The reset option that names these slots."""
-    return {"reset_mask": np.isin(np.arange(n), slots)}
+    """Builds the native batch over the tiny world."""
+    return partial(make_batch, tiny_world_path)
 
 
 def fix_ends(env: WorldVectorEnv, monkeypatch: pytest.MonkeyPatch, ends: list[set[int]]) -> None:
@@ -283,6 +269,29 @@ def test_torch_output_is_the_same_numbers(make: Make, observations: str) -> None
     assert one[1].dtype == torch.float32
 
 
+@pytest.mark.parametrize("observations", OBSERVATIONS)
+def test_torch_observations_never_go_through_numpy(
+    make: Make, monkeypatch: pytest.MonkeyPatch, observations: str
+) -> None:
+    """Infos are arrays; nothing as large as one chunk's latents crosses over, either way."""
+    env = make(output="torch", observations=observations, autoreset_mode="SAME_STEP", horizon=1)
+    crossed = []
+
+    def watched(method: Any) -> Any:
+        def wrapped(given: Any, *rest: Any, **named: Any) -> Any:
+            crossed.append(given.size if isinstance(given, np.ndarray) else given.numel())
+            return method(given, *rest, **named)
+
+        return wrapped
+
+    monkeypatch.setattr(torch.Tensor, "numpy", watched(torch.Tensor.numpy))
+    monkeypatch.setattr(torch, "from_numpy", watched(torch.from_numpy))
+    env.reset(seed=0)
+    for _ in range(3):
+        env.step(torch.tensor([0, 1, 2]))
+    assert crossed and max(crossed) < np.prod(env.world.config.latent_shape)
+
+
 def test_latent_observations_decode_nothing(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     env = make(observations="latent")
 
@@ -313,67 +322,6 @@ def test_rendering_is_one_entry_a_slot(make: Make) -> None:
         human.step([0, 0, 0])
     assert human.render() is None
     human.close()
-
-
-# ---------------------------------------------------------------- what is refused
-
-
-@pytest.mark.parametrize(
-    ("keywords", "words"),
-    [
-        ({"num_envs": 0}, "num_envs 0"),
-        ({"autoreset_mode": "later"}, "autoreset_mode 'later'"),
-        ({"output": "jax"}, "output 'jax'"),
-        ({"horizon": 0}, "horizon 0"),
-        ({"max_episode_steps": 0}, "horizon 0"),
-        ({"actions": "wishes"}, "actions 'wishes'"),
-    ],
-)
-def test_wrong_keywords(make: Make, keywords: dict[str, Any], words: str) -> None:
-    with pytest.raises(ConfigError, match=words):
-        make(**keywords)
-
-
-def test_a_world_without_openings_cannot_restart_by_itself() -> None:
-    world = make_tiny_world()
-    world.bank = World(world.card).bank
-    with pytest.raises(ConfigError, match="no clips to begin episodes with"):
-        WorldVectorEnv(2, world)
-    env = WorldVectorEnv(2, world, autoreset_mode="DISABLED")
-    env.reset(seed=0, options={"prompt": "strafe left"})
-    env.step(["strafe left", "stand still"])
-
-
-def test_wrong_calls_change_nothing(make: Make) -> None:
-    env, twin = (make(actions="text", ignore_termination=True) for _ in range(2))
-    with pytest.raises(ResetNeeded, match="before the first reset"):
-        env.step(["strafe left"] * 3)
-    with pytest.raises(ResetNeeded, match=r"slots \[0, 1, 2\] were never reset"):
-        env.reset(options=mask(1))
-    for each in (env, twin):
-        each.reset(seed=0)
-    wrong: list[tuple[type[Exception], str, Callable[[], object]]] = [
-        (PromptError, "slot 1", lambda: env.step(["strafe left", "", "strafe left"])),
-        (PromptError, "a list of 3", lambda: env.step(["strafe left"] * 2)),
-        (PromptError, "a list of 3", lambda: env.step("strafe left")),
-        (ResetOptionError, "bool array", lambda: env.reset(options={"reset_mask": [True] * 3})),
-        (ResetOptionError, "names no slot", lambda: env.reset(options=mask())),
-        (ResetOptionError, "unknown", lambda: env.reset(options={"level": 3})),
-        (ResetOptionError, "clip", lambda: env.reset(seed=4, options={"clip": 99})),
-        (ConfigError, "2 seeds", lambda: env.reset(seed=[1, 2])),
-        (ConfigError, "allowed are", lambda: env.reset(seed=2**63 - 2)),
-        (gym.error.Error, "Seed", lambda: env.reset(seed=-1)),
-    ]
-    for error, words, call in wrong:
-        with pytest.raises(error, match=words):
-            call()
-    assert equal(env.step(["strafe left"] * 3), twin.step(["strafe left"] * 3), exact=True)
-    discrete = make()
-    discrete.reset(seed=0)
-    with pytest.raises(ActionError, match="slot 2: action 3"):
-        discrete.step(np.array([0, 0, 3]))
-    with pytest.raises(ActionError, match="slot 0: action 0.5"):
-        discrete.step(np.array([0.5, 0, 0]))
 
 
 # ---------------------------------------------------------------- any sequence of events

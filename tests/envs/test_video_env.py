@@ -17,7 +17,7 @@ from gymnasium.error import ResetNeeded
 from gymnasium.utils.env_checker import check_env, data_equivalence
 from PIL import Image
 
-import magi_world  # noqa: F401 (registers the environments)
+import magi_world
 from magi_world.checkpoints.random_presets import random_preset
 from magi_world.envs.spaces import PromptSpace
 from magi_world.envs.video_env import NEUTRAL_PROMPT, VideoEnv
@@ -268,6 +268,18 @@ def test_frames_are_rendered(model: str) -> None:
     assert len(env.render()) == 8
     env.close()
     assert env.metadata["render_fps"] == 35
+
+
+def test_a_saved_state_goes_on_exactly(model: str, tmp_path: Path) -> None:
+    keywords: dict[str, Any] = {"prompt": "a cat", "observations": "both"}
+    env, twin = VideoEnv(model, **keywords), VideoEnv(model, **keywords)
+    for one in (env, twin):
+        one.world.card["terminates"] = False  # its end is drawn
+    env.reset(seed=3)
+    last = env.step("jump")[0]
+    magi_world.save_state(env.get_state(), tmp_path / "s")
+    assert data_equivalence(twin.set_state(magi_world.load_state(tmp_path / "s")), last, exact=True)
+    assert data_equivalence(env.step("run"), twin.step("run"), exact=True)
 
 
 @pytest.fixture(scope="module")

@@ -47,10 +47,10 @@ def test_cleanrl(tiny_world_path: Path, capsys: pytest.CaptureFixture[str]) -> N
 
 def test_torchrl(tiny_world_path: Path, duel: str) -> None:
     pytest.importorskip("torchrl")
-    words = ["--world", str(tiny_world_path), "--duel", duel, "--steps", "40"]
+    words = ["--world", str(tiny_world_path), "--duel", duel, "--steps", "200"]
     rolled = script("torchrl_env").main(words)
     assert {name: tuple(part.batch_size) for name, part in rolled.items()} == {
-        "single": (40,), "batch": (4, 40), "voters": (40,), "duel": (40,)
+        "single": (200,), "batch": (4, 200), "voters": (200,), "duel": (200,)
     }  # fmt: skip
 
 
@@ -68,11 +68,11 @@ def test_gymnasiums_play(tiny_world_path: Path) -> None:
 
     def stop(*transition: Any) -> None:
         frames.append(transition[0])
-        if len(frames) == 9:
+        if len(frames) == 200:
             pygame.event.post(pygame.event.Event(pygame.QUIT))
 
     script("play_window").main(["--world", str(tiny_world_path)], callback=stop)
-    assert len(frames) >= 9
+    assert len(frames) >= 200
 
 
 @pytest.mark.parametrize("players", [False, True])

@@ -12,7 +12,7 @@ def test_prepared_clips_begin_as_replayed_ones(tiny_world: World) -> None:
     ready, lazy = (tiny_world.rollout(2, seeds=[1, 2]) for _ in range(2))
     ready.prepare_clips()
     clips = len(tiny_world.bank)
-    assert sorted(ready._starts_of_clips) == list(range(clips))
+    assert sorted(ready.clips.kept) == list(range(clips))
     for clip in range(clips):
         first = [rollout.reset(clip=[clip, clip], seeds=[1, 2]) for rollout in (ready, lazy)]
         then = [rollout.step(PROMPTS[:2]) for rollout in (ready, lazy)]
@@ -27,7 +27,7 @@ def test_prepared_clips_keep_no_autograd_graph(tiny_world: World) -> None:
     """With one they held all activations of their replay, 15 MB a clip of a shipped world."""
     rollout = tiny_world.rollout()
     rollout.prepare_clips()
-    for start in rollout._starts_of_clips.values():
+    for start in rollout.clips.kept.values():
         assert start.cache.keys_LRKD.grad_fn is None
         assert not start.chunk.termination_probability.requires_grad
 
