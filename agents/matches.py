@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from magi_world.agents import Agent
-from magi_world.agents.evaluation import observe
+from magi_world.agents.evaluation import BLIND, observe
 from magi_world.agents.selfplay_agent import SelfPlayAgent
 from magi_world.errors import AgentError
 from magi_world.evaluation.metrics import mean_and_std
@@ -29,6 +29,11 @@ def begin(agent: Agent, n: int, seed: int, player: str) -> None:
         agent.reset(n, seed=seed, player=player)
     else:
         agent.reset(n, seed=seed)
+
+
+def form(agent: Agent) -> str:
+    """What an agent reads of a chunk; nothing, if it is blind."""
+    return "nothing" if isinstance(agent, BLIND) else agent.observations
 
 
 def play_duels(
@@ -64,6 +69,7 @@ def play_duels(
         raise AgentError(f"{len(sides)} agents for the players {names}: one each is needed")
     if len({id(agent) for agent in sides}) < len(sides):
         raise AgentError("an agent cannot be two players at once: load it twice")
+    readers = {form(agent): agent for agent in sides}  # chunks are encoded once for both
     num_actions = len(world.card["prompts"])
     margins: list[Any] = [None] * games
     width = min(width, games)
@@ -77,14 +83,14 @@ def play_duels(
             for number, (agent, name) in enumerate(zip(sides, names, strict=True)):
                 begin(agent, rows, first_seed + start + 1_000_000 * number, name)
             live = list(range(rows))
-            seen = [observe(world, agent, frames) for agent in sides]
+            seen = {name: observe(world, agent, frames) for name, agent in readers.items()}
             while live:
-                own = [agent.act(view) for agent, view in zip(sides, seen, strict=True)]
+                own = [agent.act(seen[form(agent)]) for agent in sides]
                 joined = join_actions(own, num_actions)
                 chunks = {row: running[row].step(int(joined[row])) for row in live}
                 new = np.stack([chunk.frames for chunk in chunks.values()])
-                for agent, view in zip(sides, seen, strict=True):
-                    view[live] = observe(world, agent, new)
+                for name, agent in readers.items():
+                    seen[name][live] = observe(world, agent, new)
                 before = len(live)
                 for row, chunk in chunks.items():
                     won[row] += chunk.reward
