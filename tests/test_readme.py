@@ -98,6 +98,7 @@ def names(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     import gymnasium as gym
 
     import magi_world
+    from magi_world.agents.guide import Guide
     from magi_world.agents.planner import Planner
 
     duel = tmp_path_factory.mktemp("worlds") / "duel"
@@ -107,7 +108,7 @@ def names(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     rollout.reset()
     env = gym.make("magi_world/DoomTakeCover-v0")
     env.reset(seed=0)
-    model = SimpleNamespace(
+    model: Any = SimpleNamespace(
         eval=lambda: model,
         parameters=lambda: iter([torch.zeros(1)]),
         get_text_features=lambda words: words,
@@ -116,6 +117,7 @@ def names(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return {
         "gym": gym, "magi_world": magi_world, "Planner": Planner, "world": world, "env": env,
         "rollout": rollout, "duel": str(duel), "model": model,
+        "Guide": Guide, "agent": magi_world.agents.load("doom-take-cover"),
         "processor": lambda text, **_: {"words": torch.ones(len(text), 2)},
         "envs": gym.make_vec("magi_world/DoomTakeCover-v0", num_envs=2),
         "voters": magi_world.envs.parallel_env("doom-take-cover", arbitration="vote"),
