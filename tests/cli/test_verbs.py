@@ -135,6 +135,12 @@ def test_plan(run: Run, tiny_world_path: Path, fake_game: type[FakeGame]) -> Non
         assert row["above_best_low"] <= row["above_best"] <= row["above_best_high"]
     printed = run(*arguments, "--real", "--method", "shooting")
     assert printed.code == 0 and "seconds_per_action" in printed.out
+    for words, reason in (
+        (("--method", "policy"), "needs a guide"),
+        (("--guide", "noop"), "NoOp has no value"),
+    ):
+        refused = run(*arguments, "--real", *words)
+        assert refused.code == 2 and reason in refused.err
 
 
 def test_evaluate_measures_and_writes_the_card(
