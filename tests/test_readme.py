@@ -6,7 +6,6 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -108,12 +107,9 @@ def names(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     rollout.reset()
     env = gym.make("magi_world/DoomTakeCover-v0")
     env.reset(seed=0)
-    model: Any = SimpleNamespace(
-        eval=lambda: model,
-        parameters=lambda: iter([torch.zeros(1)]),
-        get_text_features=lambda words: words,
-        get_image_features=lambda pixels: pixels,
-    )
+    model: Any = torch.nn.Linear(1, 1)  # of which the features of texts and pictures are asked
+    model.get_text_features = lambda words: words
+    model.get_image_features = lambda pixels: pixels
     return {
         "gym": gym, "magi_world": magi_world, "Planner": Planner, "world": world, "env": env,
         "rollout": rollout, "duel": str(duel), "model": model,
