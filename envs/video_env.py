@@ -84,6 +84,12 @@ class VideoEnv(ChunkEnv):
         )
         if image is not None and video is not None:
             raise ConfigError("image and video: an episode starts from one of them")
+        for name, value in (("image", image), ("video", video)):
+            if value is not None and not isinstance(value, str | os.PathLike):
+                raise ConfigError(
+                    f"{name} is a {type(value).__name__}, a path is needed: arrays go through "
+                    f"reset(options={{{name!r}: array}})"
+                )
         if isinstance(prompts, str):
             raise ConfigError(f"prompts {prompts!r}: a list of different strings is needed")
         if prompts is None:

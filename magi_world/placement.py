@@ -20,5 +20,6 @@ def check_place(device: str | torch.device | None, dtype: str | None) -> None:
         try:
             torch.empty(0, device=device)
         except (RuntimeError, AssertionError) as error:  # torch built without it: an assertion
-            reason = str(error).splitlines()[0]
+            # of a backend that was not built in, torch goes on to list all others in the same line
+            reason = str(error).splitlines()[0].partition(". ")[0]
             raise ConfigError(f"device {str(device)!r} cannot be used: {reason}") from None

@@ -229,6 +229,7 @@ def _print_dit(result: dict[str, Any]) -> None:
         shown,
         (
             "variant", "seconds_per_chunk", "cpu_seconds_per_chunk", "gflop_per_chunk",
-            "chunk_passes", "time_ratio", "cpu_time_ratio", "flops_ratio", "peak_mib",
+            "chunk_passes", "time_ratio", "cpu_time_ratio", "flops_ratio", "flops_ratio_padded",
+            "peak_mib",
         ),
     )  # fmt: skip

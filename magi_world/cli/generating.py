@@ -74,17 +74,19 @@ class Job:
         self.frames = self._read()
         prefix = 0 if self.frames is None else -(-len(self.frames) // config.vae.patch_length)
         self.layout = self._layout(sampler, file, prefix)
-        self.prompts = self._prompts(file)
+        # in front of the prompts: a slip in a second of the file may ask for a list of any length
         check_video_disk(
             request.out, frames=self.num_frames, height=config.height, width=config.width
         )
+        self.prompts = self._prompts(file)
         unread = self._check_prompts()
         self._check_memory(unread)
 
     @property
     def num_frames(self) -> int:
         """Frames of the file; in compat mode a few less come out."""
-        return self.layout.chunk_frames()[-1][1]
+        assert self.layout.num_chunks is not None  # the verb makes no endless videos
+        return self.layout.frames(self.layout.num_chunks - 1)[1]
 
     # ---------------------------------------------------------------- checks
 
@@ -175,8 +177,8 @@ class Job:
         starts = [first / self.config.fps for first, _ in self.layout.chunk_frames()]
         unused = file.unused(starts)
         if unused:
-            lines = f"line {unused[0]}" if len(unused) == 1 else f"{len(unused)} lines"
-            say(f"{file.path}: {lines} hold for no chunk, the video has {len(starts)} chunks")
+            lines = f"line {unused[0]} holds" if len(unused) == 1 else f"{len(unused)} lines hold"
+            say(f"{file.path}: {lines} for no chunk, the video has {len(starts)} chunks")
         if file.seconds is None and len(file.prompts) < len(starts):
             say(f"{file.path}: the last line holds from chunk {len(file.prompts)} to {len(starts)}")
         return file.for_chunks(starts)

@@ -18,7 +18,8 @@ from magi_world.errors import PromptError
 from magi_world.sampling.source import ChunkPrompt
 
 # the space tells "2.5: it rains" from "10:30 in the morning"
-_TIMED = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*:\s+(.*)")
+_TIMED = re.compile(r"\s*(-?(?:\d+(?:\.\d*)?|\.\d+))\s*:(?:\s+(.*))?")
+_BRACKET = re.compile(r"\[kv\b")
 _RANGES = re.compile(r"\[kv\s+(\d+(?:\s*,\s*\d+)*)\]\s*(.*)")
 _SLACK = 1e-6  # seconds; a chunk that begins at 1/3 s begins at "0.333333"
 
@@ -42,7 +43,7 @@ class PromptFile:
 
         Raises:
             PromptError: no such file, no text, an empty line between prompts, lines of both forms,
-                or seconds that do not ascend from 0.
+                seconds that do not ascend from 0, or a bracket without KV ranges in it.
         """
         try:
             text = path.read_text(encoding="utf-8-sig")
@@ -64,12 +65,17 @@ class PromptFile:
                 "other lines do: all lines are `second: prompt`, or none"
             )
         seconds = tuple(float(match[1]) for match in timed) if timed else None
-        prompts = tuple(match[2].strip() for match in timed) if timed else tuple(rows)
+        prompts = tuple((match[2] or "").strip() for match in timed) if timed else tuple(rows)
         ranges: list[tuple[int, ...] | None] = [None] * len(prompts)
         for index, prompt in enumerate(prompts):
             if match := _RANGES.fullmatch(prompt):
                 ranges[index] = tuple(int(count) for count in match[1].split(","))
                 prompts = (*prompts[:index], match[2].strip(), *prompts[index + 1 :])
+            elif _BRACKET.match(prompt):  # a slip of the pen, which the encoder would take as text
+                raise PromptError(
+                    f"{path}, line {numbers[index]}: {prompt!r} does not begin with KV ranges "
+                    "such as [kv 1,2,2,2]"
+                )
         for number, prompt in zip(numbers, prompts, strict=True):
             if not prompt:
                 raise PromptError(f"{path}, line {number}: the prompt is empty")
@@ -93,7 +99,7 @@ class PromptFile:
             starts: ascending seconds at which the chunks begin.
         """
         indices = self._indices(starts)
-        firsts = [index not in indices[:chunk] for chunk, index in enumerate(indices)]
+        firsts = [before != index for before, index in zip([None, *indices], indices, strict=False)]
         return [
             ChunkPrompt(self.prompts[index], self.kv_ranges[index] if first else None)
             for index, first in zip(indices, firsts, strict=True)

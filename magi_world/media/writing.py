@@ -81,8 +81,13 @@ class VideoWriter:
             raise ConfigError(f"fps {fps}: a positive number is needed")
         require_av()
         check_place(self.path)
-        with _Stream(io.BytesIO(), self._rate, height, width, self.path) as trial:
-            trial.encode(np.zeros(self._shape, np.uint8))
+        try:
+            with _Stream(io.BytesIO(), self._rate, height, width, self.path) as trial:
+                trial.encode(np.zeros(self._shape, np.uint8))
+        except MediaError as error:
+            raise MediaError(
+                f"{self.path}: {CODEC} takes no frames of {height}x{width} here: {error.__cause__}"
+            ) from error.__cause__
         self._stream: _Stream | None = None
         self._file: BinaryIO | None = None
 

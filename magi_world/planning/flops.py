@@ -58,4 +58,10 @@ def forward_flops(
 def caption_flops(config: DiTConfig, caption_tokens: int) -> int:
     """Operations of a prompt's cross-attention keys and values, once a prompt."""
     E, kv = config.hidden_size, config.num_query_groups * config.kv_channels
-    return 2 * caption_tokens * E * (config.caption_channels + config.num_layers * 2 * kv)
+    keys_values = 2 * caption_tokens * E * config.num_layers * 2 * kv
+    return caption_projection_flops(config, caption_tokens) + keys_values
+
+
+def caption_projection_flops(config: DiTConfig, caption_tokens: int) -> int:
+    """Operations of projecting a caption to the width of the model, a part of the above."""
+    return 2 * caption_tokens * config.hidden_size * config.caption_channels

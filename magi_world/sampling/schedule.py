@@ -273,9 +273,12 @@ def check_kv_ranges(num_steps: int, kv_ranges: Sequence[int]) -> None:
     """Refuse a list of KV ranges that some denoising step could not look up.
 
     Raises:
-        ConfigError: a width below 1, or steps that the length of the list does not divide.
+        ConfigError: a width that is no whole number from 1 on, or steps that the length of the
+            list does not divide.
     """
     for width in kv_ranges:
+        if not isinstance(width, int):
+            raise ConfigError(f"KV range {width!r}: a whole number, 1 or more, is needed")
         _require_positive("KV range", width)
     if kv_ranges and num_steps % len(kv_ranges):
         raise ConfigError(

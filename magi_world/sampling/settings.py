@@ -142,8 +142,6 @@ class SamplerConfig:
         """
         schedule.check_kv_ranges(self.num_steps, kv_ranges)
         limit = self.max_kv_range
-        if limit is not None and not self.kv_ranges:
-            raise ConfigError(f"max_kv_range {limit} with no kv_ranges: those see the whole video")
         if limit is not None and (not kv_ranges or max(kv_ranges) > limit):
             asked = max(kv_ranges) if kv_ranges else "the whole video"
             raise ConfigError(

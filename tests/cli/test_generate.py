@@ -115,7 +115,7 @@ def test_prompts_may_change_from_chunk_to_chunk(run: Run, checkpoint: Path, tmp_
     assert result.data["chunks"] == 3
     assert "the last line holds from chunk 2 to 3" in result.err
     result = run(*arguments, "--out", tmp_path / "c.mp4", "--seconds", 1, "--json")
-    assert result.data["chunks"] == 1 and "line 2 hold for no chunk" in result.err
+    assert result.data["chunks"] == 1 and "line 2 holds for no chunk" in result.err
     story.write_text("0: a cat\n1.5: a dog\n", encoding="utf-8")
     result = run(*arguments, "--out", tmp_path / "d.mp4", "--json")
     assert result.data["frames"] == 60  # the last prompt has a second of its own
@@ -241,6 +241,7 @@ def refused(run: Run, out: Path, *arguments: object) -> str:
         (["--prompt", "a", "--compat", "magi-2"], "magi-2"),
         (["--prompt", "a", "--offload", "all"], "all"),
         (["--prompt", "a", "--device", "abacus"], "abacus"),
+        (["--prompt", "a", "--device", "mps"], "from the 'MPS' backend"),
         (["--prompt", "a", "--dtype", "int4"], "int4"),
         (["--prompt", "a", "--special-tokens", "none.npz"], "none.npz"),
         (["--prompt", "a", "--t5", "none"], "none"),
@@ -288,6 +289,10 @@ def test_short_memory_and_disk_are_refused(
         patch.setattr(checks, "available_bytes", lambda device: 10**6)
         line = refused(run, tmp_path / "a.mp4", *model)
         assert "GiB" in line and "--size" in line and "--offload" in line
+    story = tmp_path.parent / "endless.txt"
+    story.write_text("0: a cat\n1000000000: a dog\n", encoding="utf-8")
+    arguments = ("--model", checkpoint, "--prompts", story)
+    assert "GB free" in refused(run, tmp_path / "a.mp4", *arguments)  # before any list of chunks
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda place: usage)
     assert ", 0.00 GB free" in refused(run, tmp_path / "a.mp4", *model)

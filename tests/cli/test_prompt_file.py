@@ -47,6 +47,12 @@ def test_windows_files_are_read(tmp_path: Path) -> None:
     assert texts(PromptFile.read(path), [0, 1]) == ["a cat", "a dog"]
 
 
+def test_a_long_video_takes_no_longer_a_chunk(tmp_path: Path) -> None:
+    chunks = written(tmp_path, "0: a\n9: [kv 1] b\n").for_chunks(range(200_000))
+    assert [c.text for c in chunks[8:10]] == ["a", "b"] and len(chunks) == 200_000
+    assert [n for n, c in enumerate(chunks) if c.kv_ranges] == [9]
+
+
 def test_kv_ranges_hold_for_the_first_chunk_under_their_line(tmp_path: Path) -> None:
     file = written(tmp_path, "0: a harbour\n1: [kv 1,2, 2,6] inside\n3: [kv 1] a [b] c\n")
     assert file.prompts == ("a harbour", "inside", "a [b] c")
@@ -66,6 +72,10 @@ def test_kv_ranges_hold_for_the_first_chunk_under_their_line(tmp_path: Path) -> 
         ("0: a cat\na dog\n", "line 2: 'a dog' does not begin with"),
         ("a cat\n1: a dog\n", "line 1: 'a cat' does not begin with"),
         ("1: a cat\n", "line 1: .*from second 0"),
+        ("-1: a cat\n", "line 1: .*from second 0"),
+        ("0: a cat\n1:\n", "line 2: the prompt is empty"),
+        ("0: a cat\n1: [kv 1;2] a dog\n", "line 2: .* does not begin with KV ranges"),
+        ("[kv] a cat\n", "line 1: .* does not begin with KV ranges"),
         ("0: a cat\n2: a dog\n2: a bird\n", "line 3: second 2 does not come after 2"),
     ],
 )

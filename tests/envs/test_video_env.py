@@ -189,6 +189,8 @@ def test_the_wrapper_and_the_keyword_agree(model: str, rewards: types.ModuleType
         ({"reward": "my_rewards:number"}, ConfigError, "cannot be called"),
         ({"image": "none.png"}, MediaError, "none.png"),
         ({"video": "none.mp4"}, MediaError, "none.mp4"),
+        ({"image": picture()[0]}, ConfigError, r"a path is needed: arrays go through reset\(opt"),
+        ({"video": picture()}, ConfigError, "video is a ndarray"),
         ({"model": "nowhere"}, WorldNotFound, "nowhere"),
     ],
 )

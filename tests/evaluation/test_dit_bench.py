@@ -10,8 +10,9 @@ import pytest
 from magi_world.checkpoints.published_config import PublishedConfig
 from magi_world.config import DiTConfig
 from magi_world.errors import CheckpointError, ConfigError
-from magi_world.evaluation.dit_bench import bench_dit
+from magi_world.evaluation.dit_bench import bench_dit, padding_flops
 from magi_world.evaluation.dit_case import DEFAULT, read_case
+from magi_world.sampling.model_passes import ModelPasses
 
 TINY = DiTConfig(
     num_layers=1, hidden_size=16, ffn_hidden_size=32, num_attention_heads=2, num_query_groups=1,
@@ -50,6 +51,15 @@ def test_savings_leave_less_to_do(file: Path, mode: Any) -> None:
         skipped = rows["without_skip_passes"]
         assert skipped["chunk_passes"] > rows["all_on"]["chunk_passes"]
         assert rows["as_published"]["chunk_passes"] > rows["all_off"]["chunk_passes"]
+    for row in rows.values():
+        assert row["flops_ratio_padded"] < row["flops_ratio"]
+
+
+def test_the_released_code_projects_padding_in_every_pass() -> None:
+    passes = ModelPasses(denoising={"null": 3}, clean=1)
+    passes.add_caption(TINY, 7)
+    row = 2 * TINY.hidden_size * TINY.caption_channels
+    assert padding_flops(TINY, passes) == (4 * 60 - 7) * row
 
 
 def test_the_default_counts_as_written() -> None:

@@ -124,6 +124,7 @@ def test_an_older_file_stays_until_there_are_frames(tmp_path: Path) -> None:
         ({"width": 0}, ConfigError, "even sizes"),
         ({"fps": 0}, ConfigError, "fps 0"),
         ({"fps": -1.5}, ConfigError, "fps"),
+        ({"height": 20000, "width": 20000}, MediaError, "takes no frames of 20000x20000"),
         ({"path": "a.avi"}, MediaError, "must end with .mp4"),
         ({"path": "folder.mp4"}, MediaError, "is a folder"),
         ({"path": "file/a.mp4"}, MediaError, "cannot be written"),

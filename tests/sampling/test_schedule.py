@@ -214,6 +214,8 @@ def test_chunks_of_a_video() -> None:
         ({"prefix_latent_frames": 18}, r"prefix_latent_frames 18 is outside 0\.\.17"),
         ({"prefix_latent_frames": -1}, r"prefix_latent_frames -1 is outside 0\.\.17"),
         ({"kv_ranges": (5, 0, 3, 2)}, "KV range 0 is below 1"),
+        ({"kv_ranges": (5, 4.5, 3, 2)}, "KV range 4.5: a whole number"),
+        ({"kv_ranges": "5432"}, "KV range '5': a whole number"),
         ({"clean_kv_range": 0}, "clean_kv_range 0 is neither -1 nor positive"),
         ({"clean_t": 1.5}, r"clean_t 1\.5 is outside"),
         ({"shift": 0.0}, "shift 0.0 is not a positive number"),
