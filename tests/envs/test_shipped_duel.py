@@ -22,8 +22,9 @@ def test_a_game_between_two() -> None:
     observations, _ = env.reset(seed=0)
     assert sorted(observations) == sorted(env.possible_agents) == ["first_0", "second_0"]
     assert all(view.shape == (4, 64, 64, 3) for view in observations.values())
+    actions = {"first_0": 1, "second_0": 2}
     for _ in range(5):
-        observations, rewards, terminated, truncated, infos = env.step({"first_0": 1, "second_0": 2})
+        observations, rewards, terminated, truncated, infos = env.step(actions)
         assert all(abs(reward) <= 1 for reward in rewards.values())
         assert not any(terminated.values()) and not any(truncated.values())
     assert infos["first_0"]["prompt"] == "left: down; right: up"
