@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, float]]:
 
     envs = AsyncVectorEnv([Make(args.world)] * args.processes, context="spawn")
     envs.reset(seed=0)
-    for _ in range(5):
+    for _ in range(args.steps // args.processes):
         envs.step(envs.action_space.sample())
     envs.close()
     print(f"{len(episodes)} episodes, videos in {args.out}")
