@@ -23,8 +23,8 @@ ROWS = 256
 """most rows of a block"""
 KEYS = 64, 512
 """fewest and most keys of a piece"""
-SCORES = 1 << 18
-"""scores of a block, all heads: 1 MiB, so that five products over them find them in the cache"""
+SCORES = 1 << 19
+"""most scores of a block, all heads: 2 MiB; few are no work for threads, many leave the cache"""
 SMALL = 64
 """neighbouring rows under different slices share a block up to this size"""
 
@@ -151,14 +151,32 @@ def _unrows(x_GMD: Tensor, block: _Block) -> Tensor:
     return heads.transpose(0, 1)
 
 
+class _Room:
+    """A buffer for one product after the other.
+
+    Memory that is given back and asked for again comes without pages, and putting them in takes a
+    good part of the time of the product.
+    """
+
+    def __init__(self) -> None:
+        self._block: Tensor | None = None
+
+    def bmm(self, a_GMD: Tensor, b_GDN: Tensor) -> Tensor:
+        """The product `[G, M, N]`; it overwrites the last one."""
+        G, M, N = *a_GMD.shape[:2], b_GDN.shape[2]
+        if self._block is None or self._block.numel() < G * M * N:
+            self._block = a_GMD.new_empty(G * M * N)
+        return torch.bmm(a_GMD, b_GDN, out=self._block[: G * M * N].view(G, M, N))
+
+
 def _scores(
-    q_GMD: Tensor, k_GND: Tensor, piece: _Piece, settings: Settings
+    q_GMD: Tensor, k_GND: Tensor, piece: _Piece, settings: Settings, room: _Room
 ) -> tuple[Tensor, Tensor | None]:
     """Capped and masked scores `[G, M, N]`, and tanh of the capped ones where there is a cap.
 
     The queries have been scaled.
     """
-    scores = torch.bmm(q_GMD, k_GND.mT)
+    scores = room.bmm(q_GMD, k_GND.mT)
     tanh = None
     if settings.softcap:
         tanh = scores.div_(settings.softcap).tanh_()
@@ -181,6 +199,7 @@ def _forward(
     if sink_H is not None:
         lse[:] = sink_H.to(wide)
     blocks: tuple[_Block, ...] = settings.plan
+    room = _Room()
     for block in blocks:
         if not block.pieces:
             continue
@@ -191,7 +210,7 @@ def _forward(
             top = sink_H.to(wide).view(G, -1, 1).repeat_interleave(rows, 1)  # [G, M, 1]
             total, acc = torch.ones_like(top), torch.zeros_like(q_GMD)
         for piece in block.pieces:
-            scores, _ = _scores(q_GMD, k_GTD[:, piece.start : piece.end], piece, settings)
+            scores, _ = _scores(q_GMD, k_GTD[:, piece.start : piece.end], piece, settings, room)
             values = v_GTD[:, piece.start : piece.end]
             new = scores.amax(-1, keepdim=True)
             if piece.left is not None:  # a row that sees nothing: exp(-inf - finite) = 0, not NaN
@@ -232,6 +251,7 @@ def _backward(
     d_k = torch.zeros(G, *k.shape[::2], dtype=wide)
     d_v = torch.zeros(G, *v.shape[::2], dtype=wide)
     blocks: tuple[_Block, ...] = settings.plan
+    rooms = _Room(), _Room()
     for block in blocks:
         if not block.pieces:
             continue
@@ -241,10 +261,10 @@ def _backward(
         dq_GMD = torch.zeros_like(q_GMD)
         for piece in block.pieces:
             keys = slice(piece.start, piece.end)
-            scores, tanh = _scores(q_GMD, k_GTD[:, keys], piece, settings)
+            scores, tanh = _scores(q_GMD, k_GTD[:, keys], piece, settings, rooms[0])
             p = scores.sub_(lse_GM1).exp_()
             d_v[:, keys].baddbmm_(p.mT, d_GMD)
-            ds = torch.bmm(d_GMD, v_GTD[:, keys].mT).sub_(delta_GM1).mul_(p)
+            ds = rooms[1].bmm(d_GMD, v_GTD[:, keys].mT).sub_(delta_GM1).mul_(p)
             if tanh is not None:
                 ds.mul_(1 - tanh * tanh)
             dq_GMD.baddbmm_(ds, k_GTD[:, keys])

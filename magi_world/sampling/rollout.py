@@ -84,7 +84,7 @@ class Rollout:
             starts: "opening" draws resets from the real openings, "any" from all clips of the bank.
             compile: :meth:`step` runs the DiT through ``torch.compile``; its first call compiles,
                 which takes a minute or more. Results agree with those of the ordinary step within
-                1e-4. What it gains for the shipped world has not been measured yet.
+                1e-4. docs/benchmarks.md says what it gains.
             cuda_graph: :meth:`step` replays one CUDA graph of denoising, clean pass and decode;
                 its first call captures it. A fork is an ordinary rollout.
 
