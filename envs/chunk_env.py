@@ -7,27 +7,20 @@ rewarded.
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import gymnasium
 import torch
 from gymnasium.error import ResetNeeded
 from gymnasium.utils import seeding
 
-from magi_world.envs.arguments import check_horizon, check_reset_options
+from magi_world.envs.arguments import check_reset_options
 from magi_world.envs.env_state import SINGLE, check_state, random_state, set_random_state
-from magi_world.envs.rendering import RENDER_MODES, Renderer, render_fps
 from magi_world.envs.shown import ShownChunks
+from magi_world.envs.single_env import SingleEnv
 from magi_world.envs.spaces import (
-    ACTIONS,
-    OBSERVATIONS,
     Action,
     Frames,
     Observation,
-    action_space,
     as_index,
     as_prompt,
-    choose,
-    max_prompt_length,
-    observation_space,
 )
 from magi_world.errors import ConfigError
 from magi_world.sampling.chunk import Chunk
@@ -35,7 +28,7 @@ from magi_world.sampling.rollout import Rollout
 from magi_world.world import World
 
 
-class ChunkEnv(gymnasium.Env[Observation, Action]):
+class ChunkEnv(SingleEnv):
     """A step conditions one chunk of video on a prompt; the observation is that chunk.
 
     `reset` shows the last chunk of what an episode begins with; that chunk counts in neither the
@@ -55,41 +48,20 @@ class ChunkEnv(gymnasium.Env[Observation, Action]):
         ConfigError: a keyword whose value is not allowed.
     """
 
-    metadata: dict[str, Any] = {"render_modes": list(RENDER_MODES)}
     ignore_termination = False
     world: World
     rollout: Rollout
     prompts: list[str]
     """what the action space samples and "discrete" indexes"""
 
-    def __init__(
-        self, *, actions: str, observations: str, render_mode: str | None, horizon: int | None
-    ) -> None:
-        self._actions = choose("actions", actions, ACTIONS)
-        self._observations = choose("observations", observations, OBSERVATIONS)
-        if render_mode is not None:
-            choose("render_mode", render_mode, RENDER_MODES)
-        self.render_mode = render_mode
-        check_horizon(horizon)
-        self.horizon = horizon
-
     def _open(self, rollout: Rollout, prompts: Sequence[str]) -> None:
         """Set up the spaces and the state of an environment over this rollout of one slot."""
         self.rollout, self.world, self.prompts = rollout, rollout.world, list(prompts)
         config = self.world.config
-        self._max_length = max_prompt_length(config)
-        self.action_space = action_space(self._actions, self.prompts, self._max_length)
-        self.observation_space = observation_space(self._observations, config)
-        self.metadata = {
-            **self.metadata,
-            "render_fps": render_fps(self.render_mode, config.fps, config.chunk_frames),
-        }
-        self._renderer = Renderer(self.render_mode, fps=config.fps, title=self.world.name)
+        self._lay_out(self.prompts, config, self.world.name)
         nothing = torch.zeros(1, *config.latent_shape, device=self.world.device)
         self._shown = ShownChunks(nothing, self._observations, "numpy", config.frames_shape)
-        self._chunk = 0  # since the last reset
         self._seeded = False
-        self._ended: str | None = "before the first reset()"
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None

@@ -9,28 +9,21 @@ import os
 from pathlib import Path
 from typing import Any
 
-import gymnasium
 from gymnasium.error import ResetNeeded
 
 from magi_world import worlds
 from magi_world.checkpoints.world_format import CARD, read_card
 from magi_world.config import WorldConfig
-from magi_world.envs.arguments import check_agents, check_horizon
+from magi_world.envs.arguments import check_agents
 from magi_world.envs.game_calls import MAX_SEED
 from magi_world.envs.games import ADAPTER, GAMES, check_fits, world_game
-from magi_world.envs.rendering import RENDER_MODES, Renderer, render_fps
+from magi_world.envs.single_env import SingleEnv
 from magi_world.envs.spaces import (
-    ACTIONS,
-    OBSERVATIONS,
     Action,
     Observation,
-    action_space,
     as_index,
     as_prompt,
-    choose,
-    max_prompt_length,
     observation,
-    observation_space,
 )
 from magi_world.errors import ActionError, ConfigError, ResetOptionError, WorldNotFound
 from magi_world.players import chunk_prompts, chunk_wordings
@@ -40,7 +33,7 @@ from magi_world.world import load
 __all__ = ["GAMES", "RealEnv"]
 
 
-class RealEnv(gymnasium.Env[Observation, Action]):
+class RealEnv(SingleEnv):
     """The real game of one world: a step plays one chunk of it under one action.
 
     `reset` plays one chunk of the no-op, which is the first observation and counts in neither the
@@ -76,7 +69,6 @@ class RealEnv(gymnasium.Env[Observation, Action]):
         MissingPackage: the game's package is absent, or pygame-ce for "human".
     """
 
-    metadata: dict[str, Any] = {"render_modes": list(RENDER_MODES)}
     for_players = False
     """whether the game may have players; only `envs/multi_env.py` knows what to do with them"""
 
@@ -92,14 +84,9 @@ class RealEnv(gymnasium.Env[Observation, Action]):
         device: str | None = None,
         dtype: str | None = None,
     ) -> None:
-        self._actions = choose("actions", actions, ACTIONS)
-        self._observations = choose("observations", observations, OBSERVATIONS)
-        if render_mode is not None:
-            choose("render_mode", render_mode, RENDER_MODES)
-        self.render_mode = render_mode
-        check_horizon(horizon)
-        self.horizon = horizon
-
+        super().__init__(
+            actions=actions, observations=observations, render_mode=render_mode, horizon=horizon
+        )
         card = _read_card(world)
         check_agents(card, self.for_players)
         config = WorldConfig.from_dict(card["config"])
@@ -117,16 +104,7 @@ class RealEnv(gymnasium.Env[Observation, Action]):
         self.card = card
         self._prompts = chunk_prompts(card)
         self._indices = _indices(card)
-        self._max_length = max_prompt_length(config)
-        self.action_space = action_space(actions, self._prompts, self._max_length)
-        self.observation_space = observation_space(observations, config)
-        self.metadata = {
-            **self.metadata,
-            "render_fps": render_fps(render_mode, config.fps, config.chunk_frames),
-        }
-        self._renderer = Renderer(render_mode, fps=config.fps, title=f"{card['name']} (real)")
-        self._chunk = 0  # since the last reset
-        self._ended: str | None = "before the first reset()"
+        self._lay_out(self._prompts, config, f"{card['name']} (real)")
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None

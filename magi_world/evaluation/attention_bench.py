@@ -7,7 +7,7 @@ D forwards, 2.5 times that backwards.
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
 from typing import Any, NamedTuple
 
@@ -135,14 +135,7 @@ def timed(
 
     There are as many queries as keys, or ``queries``.
     """
-    generator = torch.Generator().manual_seed(0)
-    _, H, D = shape_THD
-    tokens = [shape_THD[0] if queries is None else queries, shape_THD[0], shape_THD[0]]
-    leaves = [
-        torch.randn(T, H, D, generator=generator).to(device, dtype).requires_grad_(backward)
-        for T in tokens
-    ]
-    d_out = torch.randn(tokens[0], H, D, generator=generator).to(device, dtype)
+    leaves, d_out = _drawn(shape_THD, device, dtype, backward=backward, queries=queries)
     with torch.no_grad():
         forward = median_seconds(lambda: call(*leaves), device, budget=budget)
     if not backward:
@@ -155,6 +148,61 @@ def timed(
     return Timing(forward, median_seconds(both, device, budget=budget) - with_gradients)
 
 
+def _drawn(
+    shape_THD: tuple[int, int, int],
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    backward: bool,
+    queries: int | None = None,
+) -> tuple[list[Tensor], Tensor]:
+    """Queries, keys and values, and the gradient of the output."""
+    generator = torch.Generator().manual_seed(0)
+    T, H, D = shape_THD
+    tokens = [T if queries is None else queries, T, T]
+    leaves = [
+        torch.randn(n, H, D, generator=generator).to(device, dtype).requires_grad_(backward)
+        for n in tokens
+    ]
+    return leaves, torch.randn(tokens[0], H, D, generator=generator).to(device, dtype)
+
+
+def timed_in_turns(
+    calls: Mapping[str, Callable[[Tensor, Tensor, Tensor], Tensor]],
+    shape_THD: tuple[int, int, int],
+    *,
+    budget: float,
+) -> dict[str, Timing]:
+    """Time calls on the CPU that take turns, so that other programs hit all of them alike.
+
+    Args:
+        calls: what is timed, forward without gradients and backward.
+        shape_THD: of queries, keys and values.
+        budget: seconds for each call; everyone has three turns at least.
+    """
+    leaves, d_out = _drawn(shape_THD, torch.device("cpu"), torch.float32, backward=True)
+    forward: dict[str, list[float]] = {name: [] for name in calls}
+    backward: dict[str, list[float]] = {name: [] for name in calls}
+    turns, until = 0, 0.0
+    while turns < 4 or time.perf_counter() < until:
+        for name, call in calls.items():
+            begin = time.perf_counter()
+            with torch.no_grad():
+                call(*leaves)
+            forward[name].append(time.perf_counter() - begin)
+            out = call(*leaves)
+            begin = time.perf_counter()
+            torch.autograd.grad(out, leaves, d_out)
+            backward[name].append(time.perf_counter() - begin)
+        turns += 1
+        if turns == 1:  # it made masks and plans
+            until = time.perf_counter() + budget * len(calls)
+    return {
+        name: Timing(statistics.median(forward[name][1:]), statistics.median(backward[name][1:]))
+        for name in calls
+    }
+
+
 def bench_attention_cpu(*, budget: float = 3.0, say: Say = lambda text: None) -> dict[str, Any]:
     """Our CPU backends beside SDPA with a dense mask; what cannot run is said so.
 
@@ -162,26 +210,33 @@ def bench_attention_cpu(*, budget: float = 3.0, say: Say = lambda text: None) ->
     """
     T, shape = CPU_TOKENS, (CPU_TOKENS, CPU_HEADS, CPU_WIDTH)
     mask, device = block_causal_mask(CPU_TOKENS), torch.device("cpu")
-    rows: list[dict[str, Any]] = []
+    calls = {}
     for name in (DENSE, *CPU_BACKENDS):
-        say(f"attention on the CPU: {name}")
         call = attention_calls(mask, name, T)
         assert call is not None
-        # FlexAttention has no backward on a CPU and is slow without compilation
-        backward = name != "flex"
-        try:
-            time_ = timed(call, shape, device, torch.float32, budget=budget, backward=backward)
-        except (RuntimeError, ValueError, NotImplementedError, ImportError) as error:
-            rows.append({"backend": name, "absent": _line(error)})
-            continue
-        row: dict[str, Any] = {"backend": name, "forward_ms": time_.forward * 1e3}
-        if time_.backward is not None:
-            row["backward_ms"] = time_.backward * 1e3
-        dense = rows[0] if rows else row
-        for way in ("forward", "backward"):
-            if f"{way}_ms" in row:
-                row[f"{way}_speedup"] = dense[f"{way}_ms"] / row[f"{way}_ms"]
-        rows.append(row)
+        calls[name] = call
+    # FlexAttention has no backward on a CPU and is slow without compilation
+    flex = calls.pop("flex")
+    say(f"attention on the CPU, in turns: {', '.join(calls)}")
+    times = timed_in_turns(calls, shape, budget=budget)
+    dense = times[DENSE]
+    rows: list[dict[str, Any]] = []
+    for name, time_ in times.items():
+        assert time_.backward is not None and dense.backward is not None
+        rows.append({
+            "backend": name,
+            "forward_ms": time_.forward * 1e3, "forward_speedup": dense.forward / time_.forward,
+            "backward_ms": time_.backward * 1e3,
+            "backward_speedup": dense.backward / time_.backward,
+        })  # fmt: skip
+    say("attention on the CPU: flex")
+    try:
+        alone = timed(flex, shape, device, torch.float32, budget=budget, backward=False).forward
+    except (RuntimeError, ValueError, NotImplementedError, ImportError) as error:
+        rows.append({"backend": "flex", "absent": _line(error)})
+    else:
+        speedup = dense.forward / alone
+        rows.append({"backend": "flex", "forward_ms": alone * 1e3, "forward_speedup": speedup})
     return {
         "tokens": T, "heads": CPU_HEADS, "width": CPU_WIDTH, "chunks": CPU_CHUNKS,
         "ceiling": T * T / mask.area(), "rows": rows,
