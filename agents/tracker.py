@@ -11,16 +11,21 @@ import numpy.typing as npt
 
 from magi_world.agents.random_agent import Sticky
 from magi_world.errors import AgentError
-from magi_world.evaluation.objects import locate
+from magi_world.evaluation.objects import Places, locate
 from magi_world.players import join_actions
 
 Actions = npt.NDArray[np.int64]
 
 STAY, UP, DOWN = 0, 1, 2
+_COAST = 2.5  # frames that a paddle still moves on after it is let go
+_LEAD = 4.0  # frames until the ball is where the next chunk leaves it
 
 
 class Tracker:
-    """Moves its paddle to the height of the ball, as well as it can, and sometimes at random.
+    """Moves its paddle to where the ball is about to be, and sometimes at random.
+
+    A paddle answers late and moves by more than its own height in a chunk, so that who only looks
+    where things are never comes to rest at the right height.
 
     Args:
         player: its name among `objects`.
@@ -54,9 +59,10 @@ class Tracker:
 
     def act(self, observations: Any) -> Actions:
         """Return an action of this player for frames uint8 `[n, F, H, W, 3]`, int64 `[n]`."""
-        frames = np.asarray(observations)[:, -1]
-        places = locate(frames, self.objects)
-        ball, paddle = places["ball"][:, 0], places[self.player][:, 0]
+        frames = np.asarray(observations)
+        before, now = (locate(frames[:, frame], self.objects) for frame in (-2, -1))
+        ball = _expected(before["ball"], now["ball"], _LEAD)
+        paddle = _expected(before[self.player], now[self.player], _COAST)
         actions = self._idle.act(observations)
         for row, generator in enumerate(self._generators):
             if generator.random() < self.slip or np.isnan(ball[row]) or np.isnan(paddle[row]):
@@ -89,6 +95,12 @@ class Together:
         """Return the index of the prompt of each row's chunk, int64 `[n]`."""
         own = [policy.act(observations) for policy in self.policies]
         return join_actions(own, self.num_actions)
+
+
+def _expected(before: Places, now: Places, frames: float) -> npt.NDArray[np.float64]:
+    """Heights some frames later, `[n]`: on as between two frames; as now where it was not there."""
+    moved = np.nan_to_num(now[:, 0] - before[:, 0])
+    return np.asarray(now[:, 0] + frames * moved)
 
 
 def _paddles(objects: Mapping[str, Any]) -> list[str]:

@@ -113,10 +113,13 @@ def mixture(game: "Game", agent: "Agent | None" = None) -> "list[Behaviour]":
 
 
 def duel_mixture(game: "PongDuelGame") -> "list[Behaviour]":
-    """Who plays Pong for data, in equal shares: two sticky random players, two who follow the ball
-    and err, and one of each, on a side drawn for every episode.
+    """Who plays Pong for data: two who follow the ball and seldom err, in half of the episodes; in
+    the others, in equal shares, two sticky random players, two who err more, and one of each, on a
+    side drawn for every episode.
 
-    How sticky they are, how often and how far they err is drawn for every player and episode.
+    How sticky they are, how often and how far they err is drawn for every player and episode. Only
+    rallies show the fast balls that come off the ends of a paddle, and the other players return
+    but a quarter of all balls.
     """
     from magi_world.agents.random_agent import Sticky
     from magi_world.agents.tracker import Together, Tracker
@@ -127,14 +130,17 @@ def duel_mixture(game: "PongDuelGame") -> "list[Behaviour]":
     def sticky(rng: np.random.Generator, player: str) -> "Policy":
         return Sticky(num_actions, p=float(rng.uniform(0.2, 0.9)))
 
-    def tracker(rng: np.random.Generator, player: str) -> "Policy":
+    def tracker(rng: np.random.Generator, player: str, most_slips: float = 0.5) -> "Policy":
         return Tracker(
             player,
             game.objects,
-            slip=float(rng.uniform(0.0, 0.5)),
-            reach=float(rng.uniform(1.0, 4.0)),
+            slip=float(rng.uniform(0.0, most_slips)),
+            reach=float(rng.uniform(3.0, 5.0)),
             aim=float(rng.uniform(-3.0, 3.0)),
         )
+
+    def steady(rng: np.random.Generator, player: str) -> "Policy":
+        return tracker(rng, player, most_slips=0.1)
 
     def of(*kinds: "Callable[[np.random.Generator, str], Policy]") -> "Any":
         def make(rng: np.random.Generator) -> Together:
@@ -148,6 +154,7 @@ def duel_mixture(game: "PongDuelGame") -> "list[Behaviour]":
         Behaviour("sticky", 1.0, of(sticky, sticky)),
         Behaviour("trackers", 1.0, of(tracker, tracker)),
         Behaviour("tracker and sticky", 1.0, of(tracker, sticky)),
+        Behaviour("steady trackers", 3.0, of(steady, steady)),
     ]
 
 
