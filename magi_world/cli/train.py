@@ -117,6 +117,13 @@ def train_world(
         str | None,
         typer.Option(help="World whose weights the run begins with; stages not run are its own."),
     ] = None,
+    init_part: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Begin only with this part of that world (vae, text, dit, outcome); again for "
+            "more. A DiT of another shape can so learn on the latents of a known VAE."
+        ),
+    ] = None,
     setting: Annotated[
         list[str] | None,
         typer.Option(
@@ -143,6 +150,7 @@ def train_world(
         resume=resume,
         stages=stage or STAGES,
         init=init,
+        init_parts=init_part or None,
     )
     summary = {"world": str(world.folder), "name": world.name, **world.card["training"]}
     if as_json:

@@ -28,6 +28,7 @@ from magi_world.training.vae_stage import VAEStage
 from magi_world.world import World, load
 
 STAGES = ("vae", "dit", "outcome")
+_PARTS = {"vae": ("vae",), "dit": ("dit", "text"), "outcome": ("outcome",)}  # what each trains
 _ENCODE_BATCH = 64
 _CLIPS = 600  # longer clips in the bank: agents that start anywhere see as many situations
 _CLIP_BYTES = 10_000_000  # and most that they take in the world's files
@@ -41,6 +42,7 @@ def train_world(
     resume: bool = False,
     stages: Sequence[str] = STAGES,
     init: str | Path | None = None,
+    init_parts: Sequence[str] | None = None,
     console: Console | None = None,
 ) -> World:
     """Run the stages in order; everything that they make lies in ``out``.
@@ -54,13 +56,16 @@ def train_world(
         init: a world (name or folder) whose weights the run begins with; its DiT may have fewer
             layers than the recipe's. The scale of its latents is kept, and stages before the first
             one run are not trained at all.
+        init_parts: the parts of that world to begin with ("vae", "text", "dit", "outcome"), all by
+            default; with only the VAE, a DiT of another shape learns on the same latents.
         console: where progress goes, standard error by default.
 
     Returns:
         The world, also saved in `out/world`.
 
     Raises:
-        RecipeError: an unknown stage, or ``out`` holds a run and ``resume`` is False.
+        RecipeError: an unknown stage or part, parts of no world, or ``out`` holds a run and
+            ``resume`` is False.
         DatasetError: data that cannot be used, or a disk that is too small, before anything trains.
         WorldNotFound, CheckpointError: ``init`` is no world, or one of another configuration.
     """
@@ -72,18 +77,19 @@ def train_world(
         raise RecipeError(f"{recipe.path} [config] has no text encoder: prompts could not act")
     if not resume and any(out.glob("*.checkpoint.safetensors")):
         raise RecipeError(f"{out} holds a run already: resume it or choose another folder")
+    kept_parts = _kept_parts(init, init_parts)
     store = prepare(recipe, data, out, stages, console)
     first = None if init is None else load(init)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.vae.seed)
         world = World(_card(recipe, store))
     if first is not None:
-        _begin_with(world, first)
+        _begin_with(world, first, kept_parts)
 
     def train(stage: Any, settings: Any) -> None:
         run = Trainer(stage, settings, out, resume=resume, console=console)
         earlier = STAGES.index(stage.name) < min(STAGES.index(name) for name in stages)
-        if first is not None and earlier and not run.step:
+        if earlier and not run.step and kept_parts.issuperset(_PARTS[stage.name]):
             return
         if stage.name not in stages and not run.finished:
             raise RecipeError(f"stage {stage.name!r} is not finished in {out}: run it first")
@@ -102,7 +108,7 @@ def train_world(
     kept = None if first is None else first.config.sampling.scale_factor
     world = _with_scale(world, encode_store(world, store, console, scale=kept))
     if first is not None:
-        _begin_with(world, first, but=("vae",))
+        _begin_with(world, first, kept_parts - {"vae"})
     last = max(STAGES.index(stage) for stage in stages)
     if last >= STAGES.index("dit"):
         train(DiTStage(world, store, recipe.dit), recipe.dit)
@@ -121,11 +127,23 @@ def train_world(
     return load(out / "world")
 
 
-def _begin_with(world: World, first: World, but: Sequence[str] = ()) -> None:
-    """Copy the weights of an earlier world, but those of some parts; and what its card says of the
-    real game, if that is the same."""
+def _kept_parts(init: str | Path | None, parts: Sequence[str] | None) -> set[str]:
+    """The parts of a world that a run begins with, checked."""
+    known = {part for stage in STAGES for part in _PARTS[stage]}
+    if parts is None:
+        return known if init is not None else set()
+    if init is None:
+        raise RecipeError(f"parts {list(parts)} to begin with, but no world: name one")
+    if unknown := sorted(set(parts) - known):
+        raise RecipeError(f"unknown parts {unknown}; known are {sorted(known)}")
+    return set(parts)
+
+
+def _begin_with(world: World, first: World, parts: set[str]) -> None:
+    """Copy the weights of some parts of an earlier world; and what its card says of the real game,
+    if that is the same."""
     modules, known = world.modules(), first.modules()
-    for part in sorted(modules.keys() - set(but)):
+    for part in sorted(modules.keys() & parts):
         if part not in known:
             raise CheckpointError(f"{first.name!r} has no {part} to begin with")
         state = known[part].state_dict()

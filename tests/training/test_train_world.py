@@ -190,6 +190,30 @@ def test_a_run_may_begin_with_a_world(
     assert again.card["training"]["outcome_steps"] == 4
 
 
+def test_another_model_may_learn_on_the_latents_of_a_world(
+    trained: Path, recipe: Recipe, data: Path, tmp_path: Path
+) -> None:
+    """With the VAE alone, the DiT has another shape and begins anew."""
+    smaller = replace(recipe.config.dit, patch_size=1, ffn_hidden_size=32)
+    other = replace(recipe, config=replace(recipe.config, dit=smaller))
+    arguments: dict[str, Any] = {"init": trained / "world", "init_parts": ["vae"]}
+    with pytest.raises(RecipeError, match="'dit' is not finished"):
+        train(other, data, tmp_path / "late", stages=["outcome"], **arguments)
+    world = train(other, data, tmp_path / "run", stages=["dit", "outcome"], **arguments)
+    before, after = tensors_of(trained / "world"), tensors_of(tmp_path / "run" / "world")
+    assert all(torch.equal(before[name], after[name]) for name in before if name[:3] == "vae")
+    assert world.config.dit == smaller and world.card["training"]["dit_steps"] == 4
+    assert world.config.sampling == load(trained / "world").config.sampling
+
+
+def test_parts_to_begin_with_are_checked_first(recipe: Recipe, data: Path, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="no world"):
+        train(recipe, data, tmp_path, init_parts=["vae"])
+    with pytest.raises(RecipeError, match=r"unknown parts \['decoder'\]"):
+        train(recipe, data, tmp_path, init="doom-take-cover", init_parts=["decoder"])
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_tics_of_earlier_worlds_are_counted_once(
     trained: Path, recipe: Recipe, data: Path, tmp_path: Path
 ) -> None:
