@@ -51,6 +51,9 @@ class DiTConfig(_Section):
     previous_chunk: bool = False
     """the model reads the chunk before beside the noisy one, as more input channels, and says at
     every place how much of it stays; not in MAGI-1, whose chunks are a second long"""
+    previous_around: int = 0
+    """rows and columns around a token's own places from which it reads the previous chunk too: what
+    moves comes from next door, and rotary angles tell neighbours apart but softly"""
     predicts: str = "velocity"
     """what the last layer gives: the velocity, as MAGI-1's does, or the "clean" chunk, from which
     the velocity follows. A one-step sampler of velocities must undo the noise exactly"""
@@ -94,6 +97,12 @@ class DiTConfig(_Section):
             self.predicts in _PREDICTIONS,
             f"predicts {self.predicts!r} is not one of {_PREDICTIONS}",
         )
+        around = self.previous_around
+        _require(
+            isinstance(around, int) and not isinstance(around, bool) and around >= 0,
+            f"previous_around {around!r}: a whole number, 0 or more, is needed",
+        )
+        _require(self.previous_chunk or not around, "previous_around needs previous_chunk")
         if self.previous_chunk:
             _require(
                 not self.half_channel_vae, "previous_chunk and half_channel_vae do not go together"

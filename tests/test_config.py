@@ -49,6 +49,8 @@ TEXT = {"d_model": 16, "d_ff": 16, "d_kv": 8, "num_heads": 2, "num_layers": 1}
         (DiTConfig, {**DIT, "previous_chunk": True, "predicts": "velocity"}, "needs predicts"),
         (DiTConfig, {**DIT, "previous_chunk": True, "half_channel_vae": True,
                      "predicts": "clean"}, "do not go together"),
+        (DiTConfig, {**DIT, "previous_around": 1}, "needs previous_chunk"),
+        (DiTConfig, {**DIT, "previous_around": 1.5}, "previous_around 1.5"),
         (DiTConfig, {**DIT, "hiden_size": 32}, r"DiTConfig: unknown keys \['hiden_size'\]"),
         (DiTConfig, {"num_layers": 2}, "DiTConfig: .*missing"),
         (DiTConfig, {**DIT, "num_attention_heads": "two"}, "num_attention_heads 'two'"),

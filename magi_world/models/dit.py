@@ -34,7 +34,7 @@ CaptionKV = list[tuple[Tensor, Tensor]]
 # parameters that stay float32 when a model runs in bfloat16 (golden README section 9)
 _FLOAT32_PARTS = (
     "x_embedder", "t_embedder", "y_embedder", "rope", "final_linear", "final_layernorm", "keep.",
-    "q_layernorm.", "k_layernorm.", "self_attn_post_norm", "mlp_post_norm",
+    "around.", "q_layernorm.", "k_layernorm.", "self_attn_post_norm", "mlp_post_norm",
 )  # fmt: skip
 
 
@@ -115,6 +115,12 @@ class VideoDiT(nn.Module):
         self.final_linear = FinalLinear(config)
         if config.previous_chunk:
             self.keep = nn.Linear(config.hidden_size, config.patch_size**2)
+        if border := config.previous_around:
+            side = config.patch_size + 2 * border
+            self.around = nn.Conv3d(
+                config.in_channels, config.hidden_size, (config.t_patch_size, side, side),
+                stride=patch, padding=(0, border, border), bias=False,
+            )  # fmt: skip
 
     @property
     def layers(self) -> list[TransformerLayer]:
@@ -166,7 +172,7 @@ class VideoDiT(nn.Module):
         return total.to(self.block_dtype)
 
     def _embed(self, x_GCPHW: Tensor, previous_GCPHW: Tensor | None = None) -> Tensor:
-        """Latents to tokens `[T, E]`; kernel = stride, so a matrix product over patches."""
+        """Latents to tokens `[T, E]`; of the chunks' own, kernel = stride: a product over patches."""
         config = self.config
         x = x_GCPHW.to(self.x_embedder.weight.dtype) * config.x_rescale_factor
         if previous_GCPHW is not None:
@@ -176,7 +182,11 @@ class VideoDiT(nn.Module):
         G, C, P, H, W = x.shape
         s = config.patch_size
         patches = x.view(G, C, P, H // s, s, W // s, s).permute(0, 2, 3, 5, 1, 4, 6)
-        return F.linear(patches.flatten(4).flatten(0, 3), self.x_embedder.weight.flatten(1))
+        tokens = F.linear(patches.flatten(4).flatten(0, 3), self.x_embedder.weight.flatten(1))
+        if previous_GCPHW is not None and config.previous_around:
+            seen_GEPHW: Tensor = self.around(x[:, config.in_channels :])
+            tokens = tokens + seen_GEPHW.movedim(1, -1).flatten(0, 3)
+        return tokens
 
     def _unpatch(self, tokens_TO: Tensor, size: tuple[int, int, int]) -> Tensor:
         """Output tokens to latents `[G, C, P, H, W]`; inner order row, column, channel."""

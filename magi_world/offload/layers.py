@@ -27,6 +27,9 @@ def stream_layers(dit: VideoDiT, device: str | torch.device) -> list[WeightStrea
     ]
     for part in (dit.x_embedder, dit.t_embedder, dit.y_embedder, dit.rope, dit.final_linear):
         part.to(device)
+    for name in ("keep", "around"):  # of worlds that read the previous chunk
+        if (own := getattr(dit, name, None)) is not None:
+            own.to(device)
     dit.videodit_blocks.final_layernorm.to(device)
     for _, norm in apart:
         norm.to(device)  # one head wide, called behind the projection

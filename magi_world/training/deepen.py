@@ -47,12 +47,15 @@ def deepened(dit: VideoDiT, state: dict[str, Tensor], old_layers: int) -> dict[s
 
 
 def widened(dit: VideoDiT, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights for ``dit``, which reads the previous chunk, from ``state``, which does not.
+    """Weights for ``dit``, which reads the previous chunk, or more of it, than that of ``state``.
 
-    The new input channels begin with weight 0; what decides how much of the chunk before stays is
-    left as ``dit`` has it.
+    What is new of its input begins with weight 0; what decides how much of the chunk before stays
+    is left as ``dit`` has it.
     """
     weight = torch.zeros_like(dit.x_embedder.weight)
     weight[:, : state["x_embedder.weight"].shape[1]] = state["x_embedder.weight"]
     keep = {f"keep.{name}": tensor.clone() for name, tensor in dit.keep.state_dict().items()}
-    return {**state, "x_embedder.weight": weight, **keep}
+    wider = {**keep, **state, "x_embedder.weight": weight}
+    if dit.config.previous_around and "around.weight" not in state:
+        wider["around.weight"] = torch.zeros_like(dit.around.weight)
+    return wider

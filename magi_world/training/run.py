@@ -149,7 +149,7 @@ def _begin_with(world: World, first: World, parts: set[str]) -> None:
         state = known[part].state_dict()
         if part == "dit" and len(first.dit.layers) < len(world.dit.layers):
             state = deepened(world.dit, state, len(first.dit.layers))
-        if part == "dit" and world.dit.config.previous_chunk > first.dit.config.previous_chunk:
+        if part == "dit" and world.dit.config.previous_chunk:
             state = widened(world.dit, state)
         try:
             modules[part].load_state_dict(state)

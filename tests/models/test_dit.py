@@ -188,6 +188,29 @@ def test_the_previous_chunk_belongs_to_models_that_read_it() -> None:
             dit(inputs)
 
 
+@pytest.mark.parametrize("patch_size", [1, 2])
+def test_a_token_reads_the_previous_chunk_around_its_own_places(patch_size: int) -> None:
+    """One row and column of it on every side, and nothing of the noisy chunk beside its own."""
+    dit = make_tiny_world(previous_around=1, patch_size=patch_size).dit
+    x, previous = draw(1, 16, 1, 8, 8), draw(1, 16, 1, 8, 8, seed=9)
+    across = 8 // patch_size
+
+    def read(changed: str) -> set[tuple[int, int]]:
+        """Tokens that look at the place in row 4, column 4."""
+        there = {"x": x, "previous": previous}
+        there[changed] = there[changed].clone()
+        there[changed][0, :, 0, 4, 4] += 1
+        moved_T = (
+            (dit._embed(there["x"], there["previous"]) - dit._embed(x, previous)).abs().amax(1)
+        )
+        return {divmod(int(token), across) for token in (moved_T > 1e-6).nonzero()}
+
+    own = 4 // patch_size
+    assert read("x") == {(own, own)}
+    near = {1: (3, 4, 5), 2: (1, 2)}[patch_size]  # the last row of a patch of two is no border
+    assert read("previous") == {(row, column) for row in near for column in near}
+
+
 def test_a_kept_place_is_the_previous_chunks_own() -> None:
     """With every place kept, the predicted chunk is the one before, without any noise."""
     dit = make_tiny_world().dit

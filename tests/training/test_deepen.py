@@ -57,9 +57,10 @@ def test_the_deep_model_begins_as_the_shallow_one(tiny_world: World) -> None:
     assert new.grad is not None and new.grad.abs().max() > 0  # it learns from the first step on
 
 
-def test_a_model_that_reads_the_previous_chunk_begins_as_one_that_does_not() -> None:
+@pytest.mark.parametrize("around", [0, 1])
+def test_a_model_that_reads_the_previous_chunk_begins_as_one_that_does_not(around: int) -> None:
     narrow = make_tiny_world(previous_chunk=False)
-    wide = make_tiny_world(seed=1)
+    wide = make_tiny_world(seed=1, previous_around=around)
     wide.dit.load_state_dict(widened(wide.dit, narrow.dit.state_dict()))
     with torch.no_grad():
         wide.dit.keep.bias.fill_(-60.0)  # nothing of the previous chunk is kept
@@ -78,3 +79,12 @@ def test_a_model_that_reads_the_previous_chunk_begins_as_one_that_does_not() -> 
         with torch.no_grad():
             velocities.append(world.dit(inputs).velocity)
     assert torch.allclose(velocities[0], velocities[1], atol=1e-5)
+
+
+def test_a_model_that_reads_more_of_the_previous_chunk_begins_as_it_was() -> None:
+    """What decides how much of that chunk stays goes on too."""
+    narrow, wide = make_tiny_world(), make_tiny_world(seed=1, previous_around=1)
+    state = widened(wide.dit, narrow.dit.state_dict())
+    assert not state.pop("around.weight").any()
+    assert state.keys() == narrow.dit.state_dict().keys()
+    assert all(torch.equal(state[name], own) for name, own in narrow.dit.state_dict().items())
