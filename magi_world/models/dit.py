@@ -172,7 +172,7 @@ class VideoDiT(nn.Module):
         return total.to(self.block_dtype)
 
     def _embed(self, x_GCPHW: Tensor, previous_GCPHW: Tensor | None = None) -> Tensor:
-        """Latents to tokens `[T, E]`; of the chunks' own, kernel = stride: a product over patches."""
+        """Latents to tokens `[T, E]`; a patch of the chunk itself is one matrix product."""
         config = self.config
         x = x_GCPHW.to(self.x_embedder.weight.dtype) * config.x_rescale_factor
         if previous_GCPHW is not None:
