@@ -248,6 +248,17 @@ def train_agent(
     clips: Annotated[
         int, typer.Option(min=1, help="Clips for --starts-from; some 0.5 MB of memory each.")
     ] = 4000,
+    eventful: Annotated[
+        float,
+        typer.Option(
+            min=0.0,
+            max=1.0,
+            help="Share of those clips behind which a point, a hit or an end comes soon.",
+        ),
+    ] = 0.0,
+    soon: Annotated[
+        int, typer.Option(min=1, help="Chunks within which it happens, for --eventful.")
+    ] = 8,
     game: RealGame = None,
     device: Device = None,
     dtype: DType = None,
@@ -272,6 +283,8 @@ def train_agent(
         raise typer.BadParameter("goes with --kind ppo in the dream", param_hint="'--self-play'")
     if kind is Kind.PPO and generations is not None:
         raise typer.BadParameter("goes with --kind linear", param_hint="'--generations'")
+    if eventful and starts_from is None:
+        raise typer.BadParameter("needs --starts-from", param_hint="'--eventful'")
     if resume and recipe is not None:
         raise typer.BadParameter("OUT's settings go on with --resume", param_hint="'--recipe'")
     given = {"seed": seed, "temperature": temperature}
@@ -294,11 +307,11 @@ def train_agent(
         if self_play:
             settings = selfplay.SETTINGS | settings
     if starts_from is not None:
-        from magi_world.training.run import with_more_clips
+        from magi_world.training.bank import with_more_clips
 
         if real:
             raise typer.BadParameter("is not known to --real", param_hint="'--starts-from'")
-        loaded = with_more_clips(loaded, starts_from, clips)
+        loaded = with_more_clips(loaded, starts_from, clips, eventful=eventful, soon=soon)
     if self_play:
         selfplay.train(loaded, ppo.Args(**settings), out, resume=resume)
     elif kind is Kind.PPO:

@@ -1,6 +1,5 @@
 """Train a world from recipe and data: VAE, then DiT and text encoder, then outcome heads."""
 
-import copy
 import json
 import os
 from collections.abc import Sequence
@@ -13,9 +12,8 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from magi_world.checkpoints.world_format import Bank
-from magi_world.errors import CheckpointError, DatasetError, RecipeError
-from magi_world.players import chunk_prompts
+from magi_world.errors import CheckpointError, RecipeError
+from magi_world.training.bank import make_bank
 from magi_world.training.deepen import deepened, widened
 from magi_world.training.dit_stage import DiTStage, initialise
 from magi_world.training.loop import Trainer
@@ -23,15 +21,13 @@ from magi_world.training.outcome_stage import OutcomeStage, generate_examples
 from magi_world.training.prepare import prepare, tics_by_source
 from magi_world.training.reading import Reading
 from magi_world.training.recipe import Recipe
-from magi_world.training.store import Store, open_store
+from magi_world.training.store import Store
 from magi_world.training.vae_stage import VAEStage
 from magi_world.world import World, load
 
 STAGES = ("vae", "dit", "outcome")
 _PARTS = {"vae": ("vae",), "dit": ("dit", "text"), "outcome": ("outcome",)}  # what each trains
 _ENCODE_BATCH = 64
-_CLIPS = 600  # longer clips in the bank: agents that start anywhere see as many situations
-_CLIP_BYTES = 10_000_000  # and most that they take in the world's files
 
 
 def train_world(
@@ -243,51 +239,3 @@ def _with_scale(world: World, scale: float) -> World:
         if part == "vae":
             module.load_state_dict(world.vae.state_dict())
     return scaled
-
-
-def make_bank(world: World, store: Store, clips: int | None = None) -> Bank:
-    """The distinct real openings, and longer clips from all ages of training episodes.
-
-    Without a number of clips they are as many as a world ships with.
-    """
-    generator = np.random.default_rng(0)
-    latents = store.latents()
-    prompts = chunk_prompts(world.card)
-    openings: dict[bytes, int] = {}
-    for episode in range(len(store.offsets) - 1):
-        row = int(store.offsets[episode])
-        openings.setdefault(store.frames[row].tobytes(), row)
-    rows = [(row, row + 1) for row in openings.values()]
-    length = max(1, world.config.sampling.kv_range - 1)  # what the next chunk can see
-    if clips is None:
-        clips = min(_CLIPS, _CLIP_BYTES // (2 * length * int(np.prod(world.config.latent_shape))))
-    episodes = [
-        (int(store.offsets[e]), int(store.offsets[e + 1]) - 1) for e in store.episodes(False)
-    ]  # the last chunk may hold repeated pictures
-    candidates = np.concatenate(
-        [np.arange(first, max(first, end - length + 1)) for first, end in episodes]
-    )
-    picks = generator.choice(candidates, size=min(clips, len(candidates)), replace=False)
-    rows += [(int(row), int(row) + length) for row in np.sort(picks)]
-    return Bank(
-        tuple(torch.from_numpy(latents[a:b].astype(np.float32)) for a, b in rows),
-        tuple(tuple(prompts[i] for i in store.action[a:b]) for a, b in rows),
-        num_openings=len(openings),
-    )
-
-
-def with_more_clips(world: World, run: Path, clips: int) -> World:
-    """The same world with a bank of many clips, drawn from the data of a run that trained on it.
-
-    Agents that dream a few chunks from each start see more of the game so. The world shares its
-    weights with the one given.
-
-    Raises:
-        DatasetError: ``run`` is no folder of a training with encoded data.
-    """
-    store_folder = run / "store"
-    if not (store_folder / "latents.npy").exists():
-        raise DatasetError(f"{run} is no folder of train-world: {store_folder}/latents.npy misses")
-    other = copy.copy(world)
-    other.bank = make_bank(world, open_store(store_folder), clips)
-    return other

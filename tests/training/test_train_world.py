@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from magi_world.errors import CheckpointError, DatasetError, RecipeError
+from magi_world.errors import CheckpointError, ConfigError, DatasetError, RecipeError
 from magi_world.training import run
+from magi_world.training.bank import events, make_bank, with_more_clips
 from magi_world.training.dit_stage import DiTStage
 from magi_world.training.recipe import Recipe
-from magi_world.training.run import with_more_clips
 from magi_world.training.store import open_store
 from magi_world.world import load
 from tests.training.toy import (
@@ -328,3 +328,40 @@ def test_more_clips_come_from_the_data_of_a_run(trained: Path) -> None:
     assert len(few.bank) == few.bank.num_openings + 2
     with pytest.raises(DatasetError, match="no folder of train-world"):
         with_more_clips(world, trained / "world", clips=2)
+
+
+def test_eventful_clips_end_before_something_happens(trained: Path) -> None:
+    """In this data a point is made in the sixth chunk behind every reset, and nothing else."""
+    world, store = load(trained / "world"), open_store(trained / "store")
+    quiet = np.zeros_like(store.reward)
+    points = store.offsets[:-1] + 6
+    quiet[points] = 1
+    quiet[store.offsets[:-1]] = 1  # that of a reset chunk is no reward
+    store = replace(
+        store, reward=quiet, terminal=np.zeros_like(store.terminal),
+        health=np.full_like(store.health, np.nan),
+    )  # fmt: skip
+    assert np.flatnonzero(events(store)).tolist() == points.tolist()
+    near = make_bank(world, store, 10_000, eventful=1.0, soon=2)
+    latents, first = store.latents().astype(np.float32), near.num_openings
+    assert len(near) == first + 2 * len(store.episodes(held_out=False))
+    for clip in range(first, len(near)):
+        shown = near.clip(clip)[0].numpy()
+        ends = [
+            row + len(shown) for row in range(len(latents) - len(shown))
+            if np.array_equal(latents[row : row + len(shown)], shown)
+        ]  # fmt: skip
+        assert {end + ahead for end in ends for ahead in (0, 1)} & set(points.tolist())
+    assert len(make_bank(world, store, 6, eventful=0.5)) == first + 6
+
+
+def test_shares_of_eventful_clips_are_checked(trained: Path) -> None:
+    world, store = load(trained / "world"), open_store(trained / "store")
+    with pytest.raises(ConfigError, match=r"between 0 and 1, got 1\.5"):
+        make_bank(world, store, 6, eventful=1.5)
+    still = replace(
+        store, reward=np.zeros_like(store.reward), terminal=np.zeros_like(store.terminal),
+        health=np.full_like(store.health, np.nan),
+    )  # fmt: skip
+    with pytest.raises(DatasetError, match="nothing happens"):
+        make_bank(world, still, 6, eventful=0.5)
