@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from magi_world.kernels.attention.autograd import Kernel, Settings, add_sink, run
+from magi_world.kernels.attention.autograd import Kernel, Settings, add_sink, joined_sink, run
 from magi_world.kernels.attention.sdpa_plan import Plan, plan_of
 from magi_world.kernels.attention.slices import AttnSlices
 
@@ -237,7 +237,7 @@ def attention_sdpa(
     if q_THD.device.type != "cpu":
         settings = Settings(scale, 0.0, plan_of(slices, q_THD.device))
         wide = torch.promote_types(q_THD.dtype, torch.float32)
-        one = None if sink is None else sink.to(wide).reshape(-1, q_THD.shape[1]).logsumexp(0)
+        one = None if sink is None else joined_sink(sink, q_THD.shape[1], wide)
         return _elsewhere(q_THD, k_TGD, v_TGD, one, settings)
     kernel, settings, read = prepared(q_THD, k_TGD, v_TGD, slices, scale)
     out, lse = run(kernel, *read, sink, settings)

@@ -186,8 +186,9 @@ def test_other_masks_are_never_taken_for_samples(mask: AttnSlices) -> None:
         assert np.array_equal(dense(found, 13, 24), dense_mask(mask, 13, 24).numpy())
 
 
-def test_flash2_refuses_gradients_that_it_would_drop(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The call of the package, with a stand-in that follows its published signature."""
+@pytest.fixture
+def packaged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The call of flash-attn 2, with a stand-in that follows its published signature."""
 
     def flash_attn_varlen_func(
         q: Tensor, k: Tensor, v: Tensor, q_ends: Tensor, k_ends: Tensor, q_longest: int,
@@ -205,6 +206,10 @@ def test_flash2_refuses_gradients_that_it_would_drop(monkeypatch: pytest.MonkeyP
     package = ModuleType("flash_attn")
     package.flash_attn_varlen_func = flash_attn_varlen_func  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "flash_attn", package)
+    monkeypatch.setattr(flash2, "refuses", lambda call, slices: None)
+
+
+def test_flash2_refuses_gradients_that_it_would_drop(packaged: None) -> None:
     q, k, v = inputs(0, 9, 12, dtype=torch.float32)
     mask = AttnSlices.from_list([(0, 4, 0, 5, 1), (6, 9, 7, 12, 1)])
     out, lse = flash2.attention_flash2(q, k, v, mask, scale=0.4)
@@ -213,3 +218,18 @@ def test_flash2_refuses_gradients_that_it_would_drop(monkeypatch: pytest.MonkeyP
     assert torch.autograd.grad(out.sum(), q, retain_graph=True)[0].isfinite().all()
     with pytest.raises(BackendError, match="no gradient through lse"):
         torch.autograd.grad(lse[:4].sum(), q)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's compiler uses old parts of it
+def test_flash2_compiles_with_its_backward(packaged: None) -> None:
+    mask = builders.causal(9)
+
+    def call(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return attention(q, k, v, mask, backend="flash2")[0].sin()
+
+    tensors = inputs(0, 9, 9, dtype=torch.float32)
+    mine = torch.compile(call, fullgraph=True, backend="aot_eager")(*tensors)
+    theirs = attention(*tensors, mask, backend="reference")[0].sin()
+    torch.testing.assert_close(mine, theirs, rtol=2e-5, atol=2e-6)
+    gradients = [torch.autograd.grad(x.sum(), tensors) for x in (mine, theirs)]
+    torch.testing.assert_close(*gradients, rtol=2e-5, atol=5e-6)
