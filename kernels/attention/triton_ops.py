@@ -114,9 +114,10 @@ def _forward(
     config, slices, lists = launch.tiles("forward", q)
     positional, named = _arguments(config, lists, q, k, v, settings)
     sink = lse if sink_H is None else sink_H.contiguous()
-    attention_forward[(lists.order.numel(), H)](
-        q, k, v, sink, out, lse, slices, *positional, SINK=sink_H is not None, **named
-    )
+    with torch.cuda.device_of(q):
+        attention_forward[(lists.order.numel(), H)](
+            q, k, v, sink, out, lse, slices, *positional, SINK=sink_H is not None, **named
+        )
     return out, lse
 
 
@@ -141,15 +142,17 @@ def _backward(
     lse = lse.masked_fill(lse == -math.inf, math.inf)  # exp(s - lse) is 0 where nothing is seen
     config, slices, lists = launch.tiles("dq", q)
     positional, named = _arguments(config, lists, q, k, v, settings)
-    attention_dq[(lists.order.numel(), q.shape[1])](
-        q, k, v, d_out, lse, delta, d_q, slices, *positional, **named
-    )
+    with torch.cuda.device_of(q):
+        attention_dq[(lists.order.numel(), q.shape[1])](
+            q, k, v, d_out, lse, delta, d_q, slices, *positional, **named
+        )
     if k.shape[0]:
         config, slices, lists = launch.tiles("dkv", q)
         positional, named = _arguments(config, lists, q, k, v, settings)
-        attention_dkv[(lists.order.numel(), k.shape[1])](
-            q, k, v, d_out, lse, delta, d_k, d_v, slices, *positional, **named
-        )
+        with torch.cuda.device_of(q):
+            attention_dkv[(lists.order.numel(), k.shape[1])](
+                q, k, v, d_out, lse, delta, d_k, d_v, slices, *positional, **named
+            )
     return d_q, d_k, d_v
 
 
