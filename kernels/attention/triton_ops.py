@@ -20,6 +20,8 @@ from magi_world.kernels.device import capability, interpreted
 
 MAX_WIDTH = 256
 """largest head width"""
+SMALLEST_SIDE = 16
+"""fewest rows or keys of a tile, what a matrix instruction takes"""
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from magi_world.kernels.attention import AttnSlices, DeviceSlices, attention, builders
-from magi_world.kernels.attention.triton_ops import TileConfig, attention_triton, tile_config
+from magi_world.kernels.attention.triton_ops import (
+    SMALLEST_SIDE,
+    TileConfig,
+    attention_triton,
+    tile_config,
+)
 from tests.kernels.test_attention import masks
 
 pytest.importorskip("triton")
@@ -211,4 +216,4 @@ def test_tile_sizes_are_powers_of_two(kernel: str, capability: int) -> None:
         for dtype in (torch.float32, torch.float16):
             config = tile_config(kernel, width, dtype, capability)
             for size in (config.rows, config.keys):
-                assert size >= 16 and size & (size - 1) == 0
+                assert size >= SMALLEST_SIDE and size & (size - 1) == 0
