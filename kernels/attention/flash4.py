@@ -32,6 +32,8 @@ def refuses(call: Call, slices: AttnSlices) -> Refusal | None:
         )
     if call.softcap:
         return Refusal("takes no softcap together with a mask")
+    if call.deterministic and call.needs_grad:
+        return Refusal("has no deterministic backward for lists of tiles as we make them")
     return import_refusal("flash_attn.cute", "cuda")
 
 

@@ -39,7 +39,9 @@ def _forward(
 ) -> tuple[Tensor, Tensor]:
     slices = mask_of(mask)
     check_extent(q, k, slices)
-    name = chosen_backend(q, slices, sink_H, softcap, backend, needs_grad=False)
+    name = chosen_backend(
+        q, slices, sink_H, softcap, backend, needs_grad=False, deterministic=deterministic
+    )
     if has_own_backward(name, q):
         kernel, settings, read = _own(name, (q, k, v), slices, scale, softcap)
         out, lse = kernel.forward(read[0], read[1], read[2], sink_H, settings)
@@ -75,7 +77,9 @@ def _backward(
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     slices = mask_of(mask)
-    name = chosen_backend(q, slices, sink_H, softcap, backend, needs_grad=True)
+    name = chosen_backend(
+        q, slices, sink_H, softcap, backend, needs_grad=True, deterministic=deterministic
+    )
     if has_own_backward(name, q):
         kernel, settings, inputs = _own(name, (q, k, v, out, d_out), slices, scale, softcap)
         q_, k_, v_, out_, d_out_ = inputs
