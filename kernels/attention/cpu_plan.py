@@ -41,12 +41,13 @@ class Piece:
         if self.left is None or self.right is None:
             return None
         keys = torch.arange(self.start, self.end, dtype=self.left.dtype)
-        seen = None
+        seen: Tensor | None = None
         for left, right in zip(self.left, self.right, strict=True):
             inside = (keys >= left[:, None]).logical_and_(keys < right[:, None])
             seen = inside if seen is None else seen.logical_or_(inside)
-        assert seen is not None
-        return seen.logical_not_()
+        assert seen is not None  # a piece has at least one slice
+        hidden: Tensor = seen.logical_not_()
+        return hidden
 
 
 @dataclass(frozen=True, eq=False)
