@@ -34,7 +34,9 @@ class TileConfig:
     stages: int
 
 
-def tile_config(kernel: str, width: int, dtype: torch.dtype, capability: int) -> TileConfig:
+def tile_config(
+    kernel: str, width: int, dtype: torch.dtype, capability: int, *, capped: bool = False
+) -> TileConfig:
     """Tile sizes that keep a tile in registers and shared memory without spilling.
 
     Args:
@@ -43,21 +45,38 @@ def tile_config(kernel: str, width: int, dtype: torch.dtype, capability: int) ->
         dtype: of q, k and v.
         capability: of the device, 80 for sm_80; 0 for the interpreter, which is quicker on few
             tiles.
+        capped: whether there is a softcap, whose derivative takes registers.
     """
     if capability == 0:
         return TileConfig(64, 32, 4, 1)
     if dtype == torch.float32:
-        size = 32 if width <= 64 else 16
-        return TileConfig(size, size, 4, 1)
-    big = capability >= 90  # more shared memory and larger matrix instructions
+        return _float32_tiles(kernel, width)
+    new = capability >= 90  # larger matrix instructions
+    roomy = capability // 10 in (9, 10, 11)  # 227 KiB of shared memory; sm_120 has 99
     if kernel == "forward":
         if width <= 128:
-            keys = 128 if width <= 64 and capability // 10 == 9 else 64
+            keys = 128 if width <= 64 and capability // 10 == 9 and not capped else 64
             return TileConfig(128, keys, 8 if width > 64 else 4, 3)
-        return TileConfig(128 if big else 64, 64 if big else 32, 8, 2)
+        return TileConfig(128, 64, 8, 2) if roomy else TileConfig(64, 32, 8, 2)
     if width <= 64:
-        return TileConfig(64 if big or kernel == "dq" else 32, 64, 4, 2)
-    return TileConfig(64, 64, 8, 2) if width <= 128 and big else TileConfig(32, 32, 4, 1)
+        high = kernel == "dq" or roomy or (new and not capped)
+        warps = 8 if capped or (width <= 32 and kernel == "dkv") else 4
+        return TileConfig(64 if high else 32, 64, warps, 2)
+    if width <= 128 and new:
+        return TileConfig(32 if capped and kernel == "dkv" else 64, 64, 8, 2)
+    return TileConfig(32, 32, 8 if capped else 4, 1)
+
+
+def _float32_tiles(kernel: str, width: int) -> TileConfig:
+    """Float32 is multiplied without matrix instructions, which takes registers."""
+    if width > 64:
+        return TileConfig(16, 16, 4, 1)
+    if kernel != "dkv":
+        return TileConfig(32, 32, 4, 1)
+    # found by compiling: at this size what spills follows no rule
+    if width <= 16:
+        return TileConfig(16, 32, 4, 1)
+    return TileConfig(32, 32, 8, 1) if width <= 32 else TileConfig(16, 16, 4, 1)
 
 
 @dataclass(frozen=True)
@@ -69,11 +88,14 @@ class _Launch:
     capability: int
     override: TileConfig | None
 
-    def tiles(self, kernel: str, q: Tensor) -> tuple[TileConfig, Tensor, TileTensors]:
+    def tiles(
+        self, kernel: str, q: Tensor, softcap: float
+    ) -> tuple[TileConfig, Tensor, TileTensors]:
         """The configuration of a kernel, the slices and the lists that it walks."""
         config = self.override
         if config is None:
-            config = tile_config(kernel, q.shape[2], q.dtype, self.capability)
+            capped = bool(softcap)
+            config = tile_config(kernel, q.shape[2], q.dtype, self.capability, capped=capped)
         plan = tile_plan(self.slices, self.shape, (config.rows, config.keys), q.device)
         return config, plan.slices, plan.by_key if kernel == "dkv" else plan.by_query
 
@@ -113,7 +135,7 @@ def _forward(
     lse = torch.empty(T, H, dtype=torch.float32, device=q.device)
     if T == 0:
         return out, lse
-    config, slices, lists = launch.tiles("forward", q)
+    config, slices, lists = launch.tiles("forward", q, settings.softcap)
     positional, named = _arguments(config, lists, q, k, v, settings)
     sink = lse if sink_H is None else sink_H.contiguous()
     with torch.cuda.device_of(q):
@@ -142,14 +164,14 @@ def _backward(
     delta = row_delta(d_out, d_lse, out).contiguous()
     d_out = d_out.contiguous()
     lse = lse.masked_fill(lse == -math.inf, math.inf)  # exp(s - lse) is 0 where nothing is seen
-    config, slices, lists = launch.tiles("dq", q)
+    config, slices, lists = launch.tiles("dq", q, settings.softcap)
     positional, named = _arguments(config, lists, q, k, v, settings)
     with torch.cuda.device_of(q):
         attention_dq[(lists.order.numel(), q.shape[1])](
             q, k, v, d_out, lse, delta, d_q, slices, *positional, **named
         )
     if k.shape[0]:
-        config, slices, lists = launch.tiles("dkv", q)
+        config, slices, lists = launch.tiles("dkv", q, settings.softcap)
         positional, named = _arguments(config, lists, q, k, v, settings)
         with torch.cuda.device_of(q):
             attention_dkv[(lists.order.numel(), k.shape[1])](
