@@ -51,29 +51,36 @@ def tile_config(
         return TileConfig(64, 32, 4, 1)
     if dtype == torch.float32:
         return _float32_tiles(kernel, width)
-    new = capability >= 90  # larger matrix instructions
     roomy = capability // 10 in (9, 10, 11)  # 227 KiB of shared memory; sm_120 has 99
     if kernel == "forward":
         if width <= 128:
             keys = 128 if width <= 64 and capability // 10 == 9 and not capped else 64
             return TileConfig(128, keys, 8 if width > 64 else 4, 3)
         return TileConfig(128, 64, 8, 2) if roomy else TileConfig(64, 32, 8, 2)
+    return _backward_tiles(kernel, width, capability, capped)
+
+
+def _backward_tiles(kernel: str, width: int, capability: int, capped: bool) -> TileConfig:
+    """Found by compiling: what spills near the limit follows no rule."""
+    new, roomy = capability >= 90, capability // 10 in (9, 10, 11)
+    if width <= 64 and kernel == "dq":
+        return TileConfig(64, 64, 8 if capped and not roomy else 4, 2)
     if width <= 64:
-        high = kernel == "dq" or roomy or (new and not capped)
-        warps = 8 if capped or (width <= 32 and kernel == "dkv") else 4
-        return TileConfig(64 if high else 32, 64, warps, 2)
+        high = roomy or width <= 32 or (new and not capped)
+        wide = capped or (width <= 32 and not roomy)
+        return TileConfig(64 if high else 32, 64, 8 if wide else 4, 2)
+    spills = capped and kernel == "dkv" and new
     if width <= 128 and new:
-        return TileConfig(32 if capped and kernel == "dkv" else 64, 64, 8, 2)
-    return TileConfig(32, 32, 8 if capped else 4, 1)
+        return TileConfig(32 if spills and capability // 10 == 9 else 64, 64, 8, 2)
+    return TileConfig(32, 32, 8 if spills else 4, 1)
 
 
 def _float32_tiles(kernel: str, width: int) -> TileConfig:
-    """Float32 is multiplied without matrix instructions, which takes registers."""
+    """Float32 is multiplied without matrix instructions, which takes registers; as above."""
     if width > 64:
         return TileConfig(16, 16, 4, 1)
     if kernel != "dkv":
         return TileConfig(32, 32, 4, 1)
-    # found by compiling: at this size what spills follows no rule
     if width <= 16:
         return TileConfig(16, 32, 4, 1)
     return TileConfig(32, 32, 8, 1) if width <= 32 else TileConfig(16, 16, 4, 1)

@@ -2,7 +2,7 @@
 
 It must not share a process with triton's interpreter. Prints one JSON line for each kernel and
 case: target, width, dtype, matrix instructions and bytes of registers that spill. A case is a head
-width, a dtype and 1 if there is a softcap; the forward has a sink then, too.
+width, a dtype and 1 if there is a softcap. The forward has a sink, which takes a few registers more.
 
     python compile_attention.py 90 64,float16,0 24,float32,1
 """
@@ -47,7 +47,7 @@ def main(target: int, width: int, dtype: str, capped: bool) -> None:
         config = tile_config(kernel, width, getattr(torch, dtype), target, capped=capped)
         constants = {
             "SHARE": 2, "D": width, "BM": config.rows, "BN": config.keys,
-            "BD": max(16, 1 << (width - 1).bit_length()), "SINK": capped, "CAPPED": capped,
+            "BD": max(16, 1 << (width - 1).bit_length()), "SINK": True, "CAPPED": capped,
             "PRECISION": "ieee",
         }  # fmt: skip
         types = signature(function, dtype)

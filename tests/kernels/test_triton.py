@@ -197,7 +197,7 @@ def test_poisoned_buffers_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
         torch.testing.assert_close(x, theirs[name], rtol=2e-5, atol=1e-5)
 
 
-# head width, dtype, 1 for a softcap and a sink
+# head width, dtype, 1 for a softcap
 CASES = ["64,bfloat16,0", "64,bfloat16,1", "24,float32,0"]
 DTYPES = ("bfloat16", "float16", "float32")
 ALL_OF_A_WIDTH = {
