@@ -2,7 +2,7 @@
 
 It must not share a process with triton's interpreter. Prints one JSON line for each kernel and
 case: target, width, dtype, matrix instructions and bytes of registers that spill. A case is a head
-width, a dtype and 1 if there is a softcap. The forward has a sink, which takes a few registers more.
+width, a dtype and 1 if there is a softcap. The forward has a sink, which takes some registers more.
 
     python compile_attention.py 90 64,float16,0 24,float32,1
 """

@@ -105,7 +105,7 @@ def test_malformed_slices_are_named(row: Any, words: str) -> None:
 def test_numbers_of_other_libraries_are_numbers() -> None:
     rows = np.array([[0, 4, 1, 5, 2]], dtype=np.int32)
     assert AttnSlices.from_list(rows).rows == ((0, 4, 1, 5, 2),)
-    assert AttnSlices.from_list([torch.tensor([0, 4, 1, 5, 2])]).rows == ((0, 4, 1, 5, 2),)
+    assert AttnSlices.from_list([list(torch.tensor([0, 4, 1, 5, 2]))]).rows == ((0, 4, 1, 5, 2),)
 
 
 def test_a_mask_is_not_made_without_a_check() -> None:
