@@ -7,7 +7,7 @@ masks are kept as fit into a fixed room, the others are made in every call.
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -122,6 +122,8 @@ def _key_runs(segment: Segment, key_block: int | None) -> Runs:
     if key_block is not None:
         start = segment.slices[0][2] // key_block * key_block
         return [(start, start + key_block)]
+    if segment.full:
+        return _joined([row[2:4] for row in segment.slices])
     left, right = bounds(segment.slices, np.array([segment.start, segment.end - 1]))
     return _joined([(int(a), int(b)) for a, b in zip(left[:, 0], right[:, 1], strict=True)])
 
@@ -200,19 +202,21 @@ def _group(
         if none_seen.any():
             every_row = np.broadcast_to(none_seen, (len(members), num_queries)).copy()
             dead = torch.from_numpy(every_row).to(device)
-    starts = torch.tensor([[a for a, _ in runs], [b - a for a, b in runs]], device=device)
     keys = len(members) * num_keys
     keeps_mask, keeps_keys = masked and cells <= room[0], keys <= room[1]
-    group = Group(
+    room[0] -= cells if keeps_mask else 0
+    kept_keys = None
+    if keeps_keys and (len(runs) > 1 or masked):
+        room[1] -= keys
+        kept_keys = torch.from_numpy(np.concatenate([np.arange(*run) for run in runs])).to(device)
+    table = np.array(runs, dtype=np.int64)
+    return Group(
         num_queries, num_keys, len(members),
         _contiguous(q_rows), torch.from_numpy(q_rows).to(device),
-        runs[0][0] if len(runs) == 1 else None, starts, full, left, right, dead, keeps_mask, None,
+        runs[0][0] if len(runs) == 1 else None,
+        torch.from_numpy(np.stack([table[:, 0], table[:, 1] - table[:, 0]])).to(device),
+        full, left, right, dead, keeps_mask, kept_keys,
     )  # fmt: skip
-    if (len(runs) > 1 or masked) and keeps_keys:
-        group = replace(group, kept_keys=group.key_rows())
-        room[1] -= keys
-    room[0] -= cells if keeps_mask else 0
-    return group
 
 
 @dataclass(frozen=True, eq=False)
