@@ -15,7 +15,10 @@ from magi_world.kernels.attention.choice import choose, describe
 from magi_world.kernels.attention.reference import dense_mask
 from tests.golden.cases import DATA, load_cases
 from tests.golden.drivers import DRIVERS
+from tests.kernels.test_choice import packaged
 from tests.kernels.test_triton import DEVICE, ON_GPU, draw, reference, results
+
+__all__ = ["packaged"]  # a fixture
 
 HALVES = [torch.float16, torch.bfloat16]
 BACKENDS: list[Backend] = ["triton", "flash4", "flash2", "flex", "sdpa"]
@@ -95,6 +98,15 @@ def test_no_more_than_twice_the_error_on_a_cpu(
         pytest.skip("the tensors are on the CUDA device")
     given = [x.to(dtype) for x in draw(6, (300, 2, width), (300, 1, width), (300, 1, width))]
     check(backend, given, MASKS[name])
+
+
+@pytest.mark.skipif(ON_GPU, reason="the stand-in computes on the CPU")
+@pytest.mark.parametrize("name", ["full", "varlen"])
+def test_the_rule_reaches_flash2(name: str, request: pytest.FixtureRequest) -> None:
+    """It gives no gradient through lse: a loss that asked for it would skip every case."""
+    request.getfixturevalue("packaged")
+    given = [x.half() for x in draw(6, (300, 2, 24), (300, 1, 24), (300, 1, 24))]
+    check("flash2", given, MASKS[name])
 
 
 class Recorded(NamedTuple):
