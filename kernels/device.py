@@ -1,4 +1,8 @@
-"""What a device can do, asked once."""
+"""What a device can do, asked once.
+
+Triton starts a kernel on the current CUDA device, whatever device its tensors are on: every launch
+stands in ``torch.cuda.device_of(x)``, which does nothing for tensors on a CPU.
+"""
 
 import importlib
 import os

@@ -45,10 +45,25 @@ def row_delta(d_out_THD: Tensor, d_lse_TH: Tensor | None, out_THD: Tensor) -> Te
     return delta if d_lse_TH is None else delta - d_lse_TH
 
 
+def joined_sink(sink: Tensor, num_heads: int, dtype: torch.dtype) -> Tensor:
+    """The sinks `[S, H]` or `[H]` of every head as one, their log-sum-exp `[H]`. Differentiable.
+
+    Args:
+        sink: logits; a head whose sinks are all -inf, or that has none, gets -inf.
+        num_heads: query heads H.
+        dtype: of the result.
+    """
+    logits = sink.to(dtype).reshape(-1, num_heads)
+    none = (logits == -math.inf).all(0)  # its gradient would be exp(-inf - -inf)
+    return logits.masked_fill(none, 0.0).logsumexp(0).masked_fill(none, -math.inf)
+
+
 def sink_gradient(
     sink_H: Tensor, lse_TH: Tensor, d_out_THD: Tensor, d_lse_TH: Tensor | None, out_THD: Tensor
 ) -> Tensor:
     """Gradient of the sink `[H]`; lse is the one with the sink in it."""
+    # lse is -inf only where the sink is too, and then it takes no share: exp(-inf - 0)
+    lse_TH = lse_TH.masked_fill(lse_TH == -math.inf, 0.0)
     share = torch.exp(sink_H - lse_TH) * row_delta(d_out_THD, d_lse_TH, out_THD)
     return -share.sum(0).to(sink_H.dtype)
 
@@ -102,9 +117,9 @@ def run(
         sink: logits `[S, H]` or `[H]`, or None.
         settings: see :class:`Settings`.
     """
-    if sink is not None:  # several sinks of a head are one with their log-sum-exp
+    if sink is not None:
         wide = torch.promote_types(q_THD.dtype, torch.float32)
-        sink = sink.to(wide).reshape(-1, q_THD.shape[1]).logsumexp(0)
+        sink = joined_sink(sink, q_THD.shape[1], wide)
     if torch.is_grad_enabled() and (
         q_THD.requires_grad
         or k_TGD.requires_grad
@@ -123,5 +138,10 @@ def add_sink(out_THD: Tensor, lse_TH: Tensor, sink_H: Tensor) -> tuple[Tensor, T
 
     lse' = ln(exp lse + exp t) and out' = out * exp(lse - lse'). Differentiable.
     """
-    total = torch.logaddexp(lse_TH, sink_H.to(lse_TH.dtype))
-    return (out_THD * torch.exp(lse_TH - total)[..., None]).to(out_THD.dtype), total
+    sink_H = sink_H.to(lse_TH.dtype)
+    # neither a key nor a sink: lse' stays -inf, and neither value nor gradient may be -inf - -inf
+    nothing = (lse_TH == -math.inf) & (sink_H == -math.inf)
+    lse_TH = lse_TH.masked_fill(nothing, 0.0)
+    total = torch.logaddexp(lse_TH, sink_H)
+    out = (out_THD * torch.exp(lse_TH - total)[..., None]).to(out_THD.dtype)
+    return out, total.masked_fill(nothing, -math.inf)

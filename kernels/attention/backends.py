@@ -1,11 +1,13 @@
 """Runs a checked call on the backend that takes it."""
 
+import torch
 from torch import Tensor
 
 from magi_world.kernels.attention.call import current
 from magi_world.kernels.attention.choice import choose, describe
 from magi_world.kernels.attention.cpu import attention_cpu
 from magi_world.kernels.attention.device_slices import DeviceSlices
+from magi_world.kernels.attention.errors import BackendError
 from magi_world.kernels.attention.flash2 import attention_flash2
 from magi_world.kernels.attention.flash4 import attention_flash4
 from magi_world.kernels.attention.flex import attention_flex
@@ -37,6 +39,7 @@ def chosen_backend(
     backend: str,
     *,
     needs_grad: bool,
+    deterministic: bool = False,
 ) -> str:
     """The name of the backend that runs a call.
 
@@ -45,7 +48,13 @@ def chosen_backend(
     """
     if q.device.type == "cpu" and backend == "auto":  # the quickest way for many small calls
         return "cpu" if softcap else "sdpa"
-    return choose(backend, describe(q, sink, softcap, needs_grad=needs_grad), slices)
+    call = describe(q, sink, softcap, needs_grad=needs_grad, deterministic=deterministic)
+    return choose(backend, call, slices)
+
+
+def _capturing(q: Tensor) -> bool:
+    """Whether a CUDA graph is being captured."""
+    return q.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
 def run_backend(
@@ -60,9 +69,18 @@ def run_backend(
     softcap: float,
     deterministic: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Call the backend of this name; arguments as of the public function."""
+    """Call the backend of this name; arguments as of the public function.
+
+    Raises:
+        BackendError: a graph is being captured that would keep the mask of this moment.
+    """
     if name == "triton":
         return attention_triton(q, k, v, slices, scale=scale, softcap=softcap, sink=sink)
+    if isinstance(slices, DeviceSlices) and _capturing(q):
+        raise BackendError(
+            f"backend {name!r} reads a refilled mask on the host: the graph that is being captured "
+            "would keep the mask of this moment; only 'triton' reads it on the device"
+        )
     mask = current(slices)
     if name == "sdpa":
         return attention_sdpa(q, k, v, mask, scale=scale, sink=sink)

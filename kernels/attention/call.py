@@ -22,6 +22,9 @@ class Call(NamedTuple):
     softcap: bool
     sink: bool
     needs_grad: bool
+    deterministic: bool = False
+    refilled: bool = False
+    """whether the mask is refilled between calls"""
 
 
 class Refusal(NamedTuple):

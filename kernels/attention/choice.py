@@ -1,4 +1,16 @@
-"""Which backend takes a call, and why."""
+"""Which backend takes a call, and why.
+
+``auto`` takes the first of :func:`order` that does not refuse: flash-attn-4 where it has a backward
+for lists of tiles, then our own kernels, then torch's. Three places deviate from that, each for a
+reason:
+
+- On a CPU ``sdpa`` comes before ``cpu``: torch's fused kernel, called group by group, is the faster
+  of the two wherever both take the call (docs/benchmarks.md).
+- On sm_120 flash-attn-4 is not taken: it knows a forward only there, and would give a training run
+  other kernels for its evaluation than for its steps.
+- A mask that is refilled goes to ``triton`` first on every GPU: the other backends read it on the
+  host, so a captured graph would keep the mask that it was captured with.
+"""
 
 from dataclasses import dataclass
 
@@ -29,12 +41,12 @@ class Choice:
 
 
 def order(call: Call) -> tuple[str, ...]:
-    """Backends from the fastest to the slowest for a device."""
+    """Backends from the first that ``auto`` asks to the last."""
     if call.device.type == "cpu":
         # torch's fused kernel is ahead of blocks of plain operations wherever it takes a call
         return ("sdpa", "cpu", "reference")
     if call.device.type == "cuda":
-        if call.capability // 10 in (9, 10, 11):
+        if call.capability // 10 in (9, 10, 11) and not call.refilled:
             return ("flash4", "triton", "flash2", "flex", "sdpa", "reference")
         return ("triton", "flash2", "flex", "sdpa", "reference")
     return ("sdpa", "reference")
@@ -48,7 +60,11 @@ def refusal(backend: str, call: Call, slices: AttnSlices) -> Refusal | None:
         on_cpu = call.device.type == "cpu"
         return None if on_cpu else Refusal(f"runs on a CPU, not on {call.device.type}")
     if backend == "sdpa":
-        return Refusal("takes no softcap") if call.softcap else None
+        if call.softcap:
+            return Refusal("takes no softcap")
+        if call.deterministic and call.needs_grad and call.device.type != "cpu":
+            return Refusal("adds the gradients of keys in no fixed order there")
+        return None
     refuses = {
         "flex": flex.refuses,
         "triton": triton_ops.refuses,
@@ -66,6 +82,7 @@ def choose(backend: str, call: Call, slices: AttnSlices | DeviceSlices) -> str:
         BackendMissing: its package is absent.
     """
     mask = current(slices)
+    call = call._replace(refilled=isinstance(slices, DeviceSlices))
     key = ("backend", backend, call)
     chosen: str | None = mask.plans.get(key)
     if chosen is None:
@@ -93,6 +110,7 @@ def explain(
     *,
     sink: Tensor | None = None,
     softcap: float = 0.0,
+    deterministic: bool = False,
 ) -> Choice:
     """What ``attention(q, k, v, slices, ...)`` would run on, and why not on another backend.
 
@@ -101,11 +119,14 @@ def explain(
         slices: the mask.
         sink: as in the call.
         softcap: as in the call.
+        deterministic: as in the call.
 
     Raises:
         BackendError: the default backend of this process does not take the call.
     """
-    call = describe(q, sink, softcap, needs_grad=torch.is_grad_enabled() and q.requires_grad)
+    needs_grad = torch.is_grad_enabled() and q.requires_grad
+    call = describe(q, sink, softcap, needs_grad=needs_grad, deterministic=deterministic)
+    call = call._replace(refilled=isinstance(slices, DeviceSlices))
     mask = current(slices)
     refused = {
         name: found.reason for name in BACKENDS if (found := refusal(name, call, mask)) is not None
@@ -122,12 +143,16 @@ def explain(
         f"head width {call.width}"
         + (", a softcap" if call.softcap else "")
         + (", a sink" if call.sink else "")
-        + (", gradients" if call.needs_grad else ""),
+        + (", gradients" if call.needs_grad else "")
+        + (", the same bits in every call" if call.deterministic else "")
+        + (", a mask that is refilled" if call.refilled else ""),
         refused,
     )
 
 
-def describe(q: Tensor, sink: Tensor | None, softcap: float, *, needs_grad: bool) -> Call:
+def describe(
+    q: Tensor, sink: Tensor | None, softcap: float, *, needs_grad: bool, deterministic: bool
+) -> Call:
     """A call without its data."""
     return Call(
         q.device,
@@ -137,4 +162,5 @@ def describe(q: Tensor, sink: Tensor | None, softcap: float, *, needs_grad: bool
         bool(softcap),
         sink is not None,
         needs_grad,
+        deterministic,
     )

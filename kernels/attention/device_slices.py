@@ -103,8 +103,9 @@ class DeviceSlices:
     """A mask of fixed capacity that is refilled in place before each call.
 
     It may be given to :func:`magi_world.kernels.attention.attention` wherever an
-    :class:`~magi_world.kernels.attention.AttnSlices` may. Backends that work on tiles read its
-    buffers, which never move; the others read the mask that it was last filled with.
+    :class:`~magi_world.kernels.attention.AttnSlices` may. ``triton``, which ``auto`` prefers for it
+    on a GPU, reads its buffers, which never move; the others read the mask that it was last filled
+    with, and refuse while a CUDA graph is being captured, because the graph would keep that mask.
 
     Lists for a tile size are made when a backend first asks for that size: run a step once before
     capturing a graph of it.

@@ -38,12 +38,16 @@ def attention(
         softcap: scores become `softcap * tanh(scores / softcap)`; 0 switches it off.
         sink: float32 `[S, H]` or `[H]`, logits without a value, neither scaled nor capped.
         deterministic: the same bits for the same input in every call. All backends always are,
-            but for ``flash4`` and ``flash2``, whose backward is slower with it.
+            but for the backwards of ``flash2``, which is slower with it, and of ``flash4`` and, on
+            a GPU, ``sdpa``, which do not take it.
         backend: ``auto`` takes the fastest that accepts the call, see
             :func:`magi_world.kernels.attention.explain`. ``reference`` and, on a CPU, ``cpu`` take
             everything, ``sdpa`` all but a softcap; ``flex`` is torch's FlexAttention, ``triton``
             our own kernels, ``flash4`` and ``flash2`` the packages flash-attn-4 and flash-attn.
             :func:`magi_world.kernels.attention.default_backend` says what ``auto`` means.
+
+    Keys that a query does not see may be read and then count with weight 0: k and v have to be
+    finite in every row, also where the mask hides it.
 
     Under ``torch.autocast`` on a CPU, q, k and v may differ in dtype; all is done in float32.
 
@@ -102,7 +106,9 @@ def attention(
     }
     if compiling:
         return attention_registered(q, k, v, slices, **whole, backend=backend)
-    name = chosen_backend(q, slices, sink, softcap, backend, needs_grad=needs_grad)
+    name = chosen_backend(
+        q, slices, sink, softcap, backend, needs_grad=needs_grad, deterministic=deterministic
+    )
     if needs_grad and has_own_backward(name, q):
         if name == "sdpa" and q.dtype in (torch.float16, torch.bfloat16):
             # once, in front of everything: what the backward keeps is not rounded then

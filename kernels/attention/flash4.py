@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from magi_world.kernels.attention.autograd import add_sink
+from magi_world.kernels.attention.autograd import add_sink, joined_sink
 from magi_world.kernels.attention.call import Call, Refusal, import_refusal
 from magi_world.kernels.attention.slices import AttnSlices
 from magi_world.kernels.attention.tiles import TileList, padded, tile_lists
@@ -32,6 +32,8 @@ def refuses(call: Call, slices: AttnSlices) -> Refusal | None:
         )
     if call.softcap:
         return Refusal("takes no softcap together with a mask")
+    if call.deterministic and call.needs_grad:
+        return Refusal("has no deterministic backward for lists of tiles as we make them")
     return import_refusal("flash_attn.cute", "cuda")
 
 
@@ -112,4 +114,4 @@ def attention_flash4(
     out, lse = out[0], lse[0].T  # [T, H, D] and [H, T] -> [T, H]
     if sink is None:
         return out, lse
-    return add_sink(out, lse, sink.float().reshape(-1, q_THD.shape[1]).logsumexp(0))
+    return add_sink(out, lse, joined_sink(sink, q_THD.shape[1], torch.float32))

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from magi_world.kernels.attention.autograd import add_sink
+from magi_world.kernels.attention.autograd import add_sink, joined_sink
 from magi_world.kernels.attention.call import Call, Refusal
 from magi_world.kernels.attention.slices import AttnSlices
 from magi_world.kernels.attention.tiles import padded, tile_lists
@@ -129,4 +129,4 @@ def attention_flex(
         out, lse = out[0].transpose(0, 1), lse[0].T.to(wide)
     if sink is None:
         return out, lse
-    return add_sink(out, lse, sink.to(wide).reshape(-1, H).logsumexp(0))
+    return add_sink(out, lse, joined_sink(sink, H, wide))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from magi_world.kernels.attention import cpu, sdpa, triton_ops
-from magi_world.kernels.attention.autograd import Kernel, Settings, sink_gradient
+from magi_world.kernels.attention.autograd import Kernel, Settings, joined_sink, sink_gradient
 from magi_world.kernels.attention.backends import check_extent, chosen_backend, run_backend
 from magi_world.kernels.attention.call import current
 from magi_world.kernels.attention.device_slices import DeviceSlices
@@ -39,7 +39,9 @@ def _forward(
 ) -> tuple[Tensor, Tensor]:
     slices = mask_of(mask)
     check_extent(q, k, slices)
-    name = chosen_backend(q, slices, sink_H, softcap, backend, needs_grad=False)
+    name = chosen_backend(
+        q, slices, sink_H, softcap, backend, needs_grad=False, deterministic=deterministic
+    )
     if has_own_backward(name, q):
         kernel, settings, read = _own(name, (q, k, v), slices, scale, softcap)
         out, lse = kernel.forward(read[0], read[1], read[2], sink_H, settings)
@@ -75,7 +77,9 @@ def _backward(
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     slices = mask_of(mask)
-    name = chosen_backend(q, slices, sink_H, softcap, backend, needs_grad=True)
+    name = chosen_backend(
+        q, slices, sink_H, softcap, backend, needs_grad=True, deterministic=deterministic
+    )
     if has_own_backward(name, q):
         kernel, settings, inputs = _own(name, (q, k, v, out, d_out), slices, scale, softcap)
         q_, k_, v_, out_, d_out_ = inputs
@@ -88,8 +92,9 @@ def _backward(
                 name, q_, k_, v_, slices, scale=scale, sink=sink_H, softcap=softcap,
                 deterministic=deterministic,
             )  # fmt: skip
-            towards = [d_out, torch.zeros_like(lse) if d_lse is None else d_lse]
-            gradients = torch.autograd.grad(again, leaves, towards, allow_unused=True)
+            # flash2 has no gradient through lse, not even for zeros
+            used, towards = (again[:1], [d_out]) if d_lse is None else (again, [d_out, d_lse])
+            gradients = torch.autograd.grad(used, leaves, towards, allow_unused=True)
         found = tuple(  # type: ignore[assignment]
             torch.zeros_like(x) if g is None else g for x, g in zip(leaves, gradients, strict=True)
         )
@@ -204,9 +209,9 @@ def attention_registered(
     backend: str,
 ) -> tuple[Tensor, Tensor]:
     """Call ``torch.ops.magi_world.attention``; arguments as of the public function."""
-    wide = torch.promote_types(q_THD.dtype, torch.float32)
-    if sink is not None:  # several sinks of a head are one with their log-sum-exp
-        sink = sink.to(wide).reshape(-1, q_THD.shape[1]).logsumexp(0)
+    if sink is not None:
+        wide = torch.promote_types(q_THD.dtype, torch.float32)
+        sink = joined_sink(sink, q_THD.shape[1], wide)
     result: tuple[Tensor, Tensor] = OP(
         q_THD, k_TGD, v_TGD, sink, slices.handle, scale, softcap, deterministic, backend
     )

@@ -10,10 +10,11 @@ right), 2 inverse causal, 3 both. Ranges of different slices may overlap; a cell
 twice, because it would count twice in the softmax of some kernels and once in others.
 """
 
+import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import FrozenInstanceError, dataclass, field
 from functools import lru_cache
-from typing import Any, Self
+from typing import Any, Self, SupportsIndex
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,6 +55,8 @@ class AttnSlices:
     """the number by which the registered operation knows the mask in this process"""
 
     def __post_init__(self) -> None:
+        if "segments" not in self.plans:
+            raise SliceError("AttnSlices is made by AttnSlices.from_list, which checks the slices")
         self.handle = new_handle(self)
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -75,7 +78,7 @@ class AttnSlices:
     @classmethod
     def from_list(
         cls,
-        slices: Iterable[Sequence[int]],
+        slices: Iterable[Sequence[SupportsIndex]],
         *,
         key_block: int | None = None,
         union: bool = False,
@@ -94,9 +97,7 @@ class AttnSlices:
             raise SliceError(f"key_block {key_block} is below 1")
         rows: list[Slice] = []
         for given in slices:
-            row = tuple(int(value) for value in given)
-            if len(row) != 5:
-                raise SliceError(f"slice {tuple(given)} has {len(row)} numbers, not 5")
+            row = _numbers(given)
             q_start, q_end, k_start, k_end, kind = row
             if not (0 <= q_start <= q_end and 0 <= k_start <= k_end):
                 raise SliceError(f"slice {row}: ranges must satisfy 0 <= start <= end")
@@ -119,9 +120,7 @@ class AttnSlices:
             segments = _segments(rows)
         if key_block is not None:
             _refuse_two_blocks(segments, key_block)
-        mask = cls(tuple(rows), key_block)
-        mask.plans["segments"] = segments
-        return mask
+        return cls(tuple(rows), key_block, {"segments": segments})
 
     @staticmethod
     @lru_cache(maxsize=256)
@@ -261,6 +260,17 @@ class Segment:
     def intervals(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """First and one-past-last visible key, each `[slices, rows]` (empty where L >= R)."""
         return bounds(self.slices, np.arange(self.start, self.end))
+
+
+def _numbers(given: Sequence[SupportsIndex]) -> Slice:
+    """Five whole numbers."""
+    try:
+        row = tuple(operator.index(value) for value in given)
+    except TypeError:
+        raise SliceError(f"slice {given!r}: expected five whole numbers") from None
+    if len(row) != 5:
+        raise SliceError(f"slice {row} has {len(row)} numbers, not 5")
+    return row
 
 
 def _segments(rows: Sequence[Slice]) -> list[Segment]:

@@ -20,6 +20,8 @@ from magi_world.kernels.device import capability, interpreted
 
 MAX_WIDTH = 256
 """largest head width"""
+SMALLEST_SIDE = 16
+"""fewest rows or keys of a tile, what a matrix instruction takes"""
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,9 @@ class TileConfig:
     stages: int
 
 
-def tile_config(kernel: str, width: int, dtype: torch.dtype, capability: int) -> TileConfig:
+def tile_config(
+    kernel: str, width: int, dtype: torch.dtype, capability: int, *, capped: bool = False
+) -> TileConfig:
     """Tile sizes that keep a tile in registers and shared memory without spilling.
 
     Args:
@@ -41,21 +45,45 @@ def tile_config(kernel: str, width: int, dtype: torch.dtype, capability: int) ->
         dtype: of q, k and v.
         capability: of the device, 80 for sm_80; 0 for the interpreter, which is quicker on few
             tiles.
+        capped: whether there is a softcap, whose derivative takes registers.
     """
     if capability == 0:
         return TileConfig(64, 32, 4, 1)
     if dtype == torch.float32:
-        size = 32 if width <= 64 else 16
-        return TileConfig(size, size, 4, 1)
-    big = capability >= 90  # more shared memory and larger matrix instructions
+        return _float32_tiles(kernel, width)
+    roomy = capability // 10 in (9, 10, 11)  # 227 KiB of shared memory; sm_120 has 99
     if kernel == "forward":
         if width <= 128:
-            keys = 128 if width <= 64 and capability // 10 == 9 else 64
+            keys = 128 if width <= 64 and capability // 10 == 9 and not capped else 64
             return TileConfig(128, keys, 8 if width > 64 else 4, 3)
-        return TileConfig(128 if big else 64, 64 if big else 32, 8, 2)
+        return TileConfig(128, 64, 8, 2) if roomy else TileConfig(64, 32, 8, 2)
+    return _backward_tiles(kernel, width, capability, capped)
+
+
+def _backward_tiles(kernel: str, width: int, capability: int, capped: bool) -> TileConfig:
+    """Found by compiling: what spills near the limit follows no rule."""
+    new, roomy = capability >= 90, capability // 10 in (9, 10, 11)
+    if width <= 64 and kernel == "dq":
+        return TileConfig(64, 64, 8 if capped and not roomy else 4, 2)
     if width <= 64:
-        return TileConfig(64 if big or kernel == "dq" else 32, 64, 4, 2)
-    return TileConfig(64, 64, 8, 2) if width <= 128 and big else TileConfig(32, 32, 4, 1)
+        high = roomy or width <= 32 or (new and not capped)
+        wide = capped or (width <= 32 and not roomy)
+        return TileConfig(64 if high else 32, 64, 8 if wide else 4, 2)
+    spills = capped and kernel == "dkv" and new
+    if width <= 128 and new:
+        return TileConfig(32 if spills and capability // 10 == 9 else 64, 64, 8, 2)
+    return TileConfig(32, 32, 8 if spills else 4, 1)
+
+
+def _float32_tiles(kernel: str, width: int) -> TileConfig:
+    """Float32 is multiplied without matrix instructions, which takes registers; as above."""
+    if width > 64:
+        return TileConfig(16, 16, 4, 1)
+    if kernel != "dkv":
+        return TileConfig(32, 32, 4, 1)
+    if width <= 16:
+        return TileConfig(16, 32, 4, 1)
+    return TileConfig(32, 32, 8, 1) if width <= 32 else TileConfig(16, 16, 4, 1)
 
 
 @dataclass(frozen=True)
@@ -67,11 +95,14 @@ class _Launch:
     capability: int
     override: TileConfig | None
 
-    def tiles(self, kernel: str, q: Tensor) -> tuple[TileConfig, Tensor, TileTensors]:
+    def tiles(
+        self, kernel: str, q: Tensor, softcap: float
+    ) -> tuple[TileConfig, Tensor, TileTensors]:
         """The configuration of a kernel, the slices and the lists that it walks."""
         config = self.override
         if config is None:
-            config = tile_config(kernel, q.shape[2], q.dtype, self.capability)
+            capped = bool(softcap)
+            config = tile_config(kernel, q.shape[2], q.dtype, self.capability, capped=capped)
         plan = tile_plan(self.slices, self.shape, (config.rows, config.keys), q.device)
         return config, plan.slices, plan.by_key if kernel == "dkv" else plan.by_query
 
@@ -111,12 +142,13 @@ def _forward(
     lse = torch.empty(T, H, dtype=torch.float32, device=q.device)
     if T == 0:
         return out, lse
-    config, slices, lists = launch.tiles("forward", q)
+    config, slices, lists = launch.tiles("forward", q, settings.softcap)
     positional, named = _arguments(config, lists, q, k, v, settings)
     sink = lse if sink_H is None else sink_H.contiguous()
-    attention_forward[(lists.order.numel(), H)](
-        q, k, v, sink, out, lse, slices, *positional, SINK=sink_H is not None, **named
-    )
+    with torch.cuda.device_of(q):
+        attention_forward[(lists.order.numel(), H)](
+            q, k, v, sink, out, lse, slices, *positional, SINK=sink_H is not None, **named
+        )
     return out, lse
 
 
@@ -139,17 +171,19 @@ def _backward(
     delta = row_delta(d_out, d_lse, out).contiguous()
     d_out = d_out.contiguous()
     lse = lse.masked_fill(lse == -math.inf, math.inf)  # exp(s - lse) is 0 where nothing is seen
-    config, slices, lists = launch.tiles("dq", q)
+    config, slices, lists = launch.tiles("dq", q, settings.softcap)
     positional, named = _arguments(config, lists, q, k, v, settings)
-    attention_dq[(lists.order.numel(), q.shape[1])](
-        q, k, v, d_out, lse, delta, d_q, slices, *positional, **named
-    )
-    if k.shape[0]:
-        config, slices, lists = launch.tiles("dkv", q)
-        positional, named = _arguments(config, lists, q, k, v, settings)
-        attention_dkv[(lists.order.numel(), k.shape[1])](
-            q, k, v, d_out, lse, delta, d_k, d_v, slices, *positional, **named
+    with torch.cuda.device_of(q):
+        attention_dq[(lists.order.numel(), q.shape[1])](
+            q, k, v, d_out, lse, delta, d_q, slices, *positional, **named
         )
+    if k.shape[0]:
+        config, slices, lists = launch.tiles("dkv", q, settings.softcap)
+        positional, named = _arguments(config, lists, q, k, v, settings)
+        with torch.cuda.device_of(q):
+            attention_dkv[(lists.order.numel(), k.shape[1])](
+                q, k, v, d_out, lse, delta, d_k, d_v, slices, *positional, **named
+            )
     return d_q, d_k, d_v
 
 

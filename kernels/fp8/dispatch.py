@@ -5,6 +5,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from magi_world.kernels.device import BACKENDS
 from magi_world.kernels.fp8 import reference, scaled_mm, triton_ops
 from magi_world.kernels.fp8.rounding import quantise_reference
 from magi_world.kernels.registration import register
@@ -26,8 +27,15 @@ def quantise(
         backend: ``triton`` is one kernel, ``auto`` takes it on devices with FP8 units.
 
     Raises:
-        ValueError: ``triton`` where it cannot run.
+        ValueError: a scale of another size, an unknown backend, or ``triton`` where it cannot run.
     """
+    if backend not in BACKENDS:
+        raise ValueError(f"fp8 backend {backend!r} is not one of {BACKENDS}")
+    if scale.numel() not in (1, x.shape[-1]):
+        raise ValueError(
+            f"scale {tuple(scale.shape)}: expected one entry, or one for each of {x.shape[-1]} "
+            "channels"
+        )
     if not x.is_cuda and backend != "triton" and not torch.compiler.is_compiling():
         return quantise_reference(x, scale)
     quantised: Tensor = QUANTISE(x, scale, backend)
@@ -83,8 +91,13 @@ def matmul(
         `[M, N]`.
 
     Raises:
-        ValueError: a forced form that this device or shape does not have.
+        ValueError: matrices that do not fit together, or a forced form that this device or shape
+            does not have.
     """
+    if q_MK.ndim != 2 or w_NK.ndim != 2 or q_MK.shape[1] != w_NK.shape[1]:
+        raise ValueError(
+            f"q {tuple(q_MK.shape)}, w {tuple(w_NK.shape)}: expected [M, K] and [N, K]"
+        )
     if torch.compiler.is_compiling():
         product: Tensor = MATMUL(q_MK, w_NK, *scales, dtype, backend)
         return product

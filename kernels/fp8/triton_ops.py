@@ -67,9 +67,10 @@ def quantise_triton(x: Tensor, scale: Tensor) -> Tensor:
     out = torch.empty(rows.shape, dtype=torch.float8_e4m3fn, device=x.device)
     if out.numel():
         flat = scale.flatten().float().contiguous()
-        quantise_kernel[(len(rows), -(-K // BLOCK))](
-            rows, flat, out, K, PER_CHANNEL=flat.numel() > 1, BLOCK=BLOCK, num_warps=4
-        )
+        with torch.cuda.device_of(x):
+            quantise_kernel[(len(rows), -(-K // BLOCK))](
+                rows, flat, out, K, PER_CHANNEL=flat.numel() > 1, BLOCK=BLOCK, num_warps=4
+            )
     return out.view(x.shape)
 
 
@@ -86,9 +87,10 @@ def matmul_triton(
         return out
     config = matmul_config(M, capability(q.device))
     grid = (-(-M // config.rows) * -(-N // config.columns),)
-    scaled_matmul_kernel[grid](
-        q, w, scales[0].float(), scales[1].float(), out, M, N, K, q.stride(0), w.stride(0),
-        BM=config.rows, BN=config.columns, BK=config.inner, GROUP=8,
-        num_warps=config.warps, num_stages=config.stages,
-    )  # fmt: skip
+    with torch.cuda.device_of(q):
+        scaled_matmul_kernel[grid](
+            q, w, scales[0].float(), scales[1].float(), out, M, N, K, q.stride(0), w.stride(0),
+            BM=config.rows, BN=config.columns, BK=config.inner, GROUP=8,
+            num_warps=config.warps, num_stages=config.stages,
+        )  # fmt: skip
     return out

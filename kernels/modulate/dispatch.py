@@ -40,12 +40,29 @@ def gate_norm_residual(
         `[T, E]` in the dtype of x.
 
     Raises:
-        ValueError: an unknown backend, or ``triton`` where it cannot run.
+        ValueError: shapes that do not fit together, an unknown backend, or ``triton`` where it
+            cannot run.
     """
+    _check(x_TE, branch_TE, gate_GE, weight_E, bias_E)
     if chosen(backend, x_TE, branch_TE, gate_GE, weight_E) == "reference":
         return gate_norm_residual_reference(x_TE, branch_TE, gate_GE, weight_E, bias_E, eps)
     result: Tensor = OP(x_TE, branch_TE, gate_GE, weight_E, bias_E, eps, backend)
     return result
+
+
+def _check(x: Tensor, branch: Tensor, gate: Tensor, weight: Tensor, bias: Tensor) -> None:
+    """Refuse what a kernel would read beyond its end."""
+    T, E = x.shape if x.ndim == 2 else (0, 0)
+    G = gate.shape[0] if gate.ndim == 2 and gate.shape[1] == E else 0
+    if not E or branch.shape != x.shape or not weight.shape == bias.shape == (E,):
+        raise ValueError(
+            f"x {tuple(x.shape)}, branch {tuple(branch.shape)}, weight {tuple(weight.shape)}, bias "
+            f"{tuple(bias.shape)}: expected [T, E], [T, E], [E] and [E]"
+        )
+    if not G or T % G:
+        raise ValueError(
+            f"gate {tuple(gate.shape)}: expected [G, {E}] with G a divisor of the {T} tokens"
+        )
 
 
 def _forward(

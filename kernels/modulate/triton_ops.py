@@ -28,9 +28,10 @@ def gate_norm_residual_triton(
     if not T:
         return out
     rows, padded, warps = launch_shape(E)
-    gate_norm_residual_kernel[(-(-T // rows),)](
-        x, branch, gate, weight_E.contiguous(), bias_E.contiguous(), out,
-        x.stride(0), branch.stride(0), gate.stride(0), T, T // gate.shape[0], eps,
-        E=E, BE=padded, ROWS=rows, num_warps=warps,
-    )  # fmt: skip
+    with torch.cuda.device_of(x):
+        gate_norm_residual_kernel[(-(-T // rows),)](
+            x, branch, gate, weight_E.contiguous(), bias_E.contiguous(), out,
+            x.stride(0), branch.stride(0), gate.stride(0), T, T // gate.shape[0], eps,
+            E=E, BE=padded, ROWS=rows, num_warps=warps,
+        )  # fmt: skip
     return out

@@ -40,12 +40,34 @@ def norm_rotary(
         `[T, H, D]` in the dtype of x.
 
     Raises:
-        ValueError: an unknown backend, or ``triton`` where it cannot run.
+        ValueError: shapes that do not fit together, an unknown backend, or ``triton`` where it
+            cannot run.
     """
+    check_rotary(x_THD, (weight_D, bias_D), (cos_TR, sin_TR))
     if chosen(backend, x_THD, weight_D, cos_TR) == "reference":
         return norm_rotary_reference(x_THD, weight_D, bias_D, cos_TR, sin_TR, eps)
     result: Tensor = OP(x_THD, weight_D, bias_D, cos_TR, sin_TR, eps, backend)
     return result
+
+
+def check_rotary(x_THD: Tensor, norm: tuple[Tensor, Tensor], rotary: tuple[Tensor, Tensor]) -> None:
+    """Refuse what a kernel would read beyond its end.
+
+    Raises:
+        ValueError: heads, norm and rotary table do not fit together.
+    """
+    (weight, bias), (cos, sin) = norm, rotary
+    T, _, D = x_THD.shape if x_THD.ndim == 3 else (0, 0, 0)
+    if not D or not weight.shape == bias.shape == (D,):
+        raise ValueError(
+            f"x {tuple(x_THD.shape)}, weight {tuple(weight.shape)}, bias {tuple(bias.shape)}: "
+            "expected [T, H, D], [D] and [D]"
+        )
+    if cos.ndim != 2 or cos.shape != sin.shape or cos.shape[0] != T or 2 * cos.shape[1] > D:
+        raise ValueError(
+            f"cosines {tuple(cos.shape)}, sines {tuple(sin.shape)}: expected [{T}, R] with R at "
+            f"most {D // 2}"
+        )
 
 
 def _forward(

@@ -34,11 +34,12 @@ def norm_rotary_triton(
     if not out.numel():
         return out
     rows, padded = launch_shape(D)
-    norm_rotary_kernel[(-(-T // rows), H)](
-        x, out, weight_D.contiguous(), bias_D.contiguous(), cos_TR.contiguous(),
-        sin_TR.contiguous(), x.stride(0), x.stride(1), T, H, eps,
-        R=cos_TR.shape[-1], D=D, BD=padded, ROWS=rows, num_warps=4,
-    )  # fmt: skip
+    with torch.cuda.device_of(x):
+        norm_rotary_kernel[(-(-T // rows), H)](
+            x, out, weight_D.contiguous(), bias_D.contiguous(), cos_TR.contiguous(),
+            sin_TR.contiguous(), x.stride(0), x.stride(1), T, H, eps,
+            R=cos_TR.shape[-1], D=D, BD=padded, ROWS=rows, num_warps=4,
+        )  # fmt: skip
     return out
 
 
@@ -62,10 +63,11 @@ def norm_rotary_write_triton(
         return out
     small: list[Any] = [x.contiguous() for x in (*norms[0], *norms[1], *rotary, cache.rows)]
     rows, padded = launch_shape(D)
-    norm_rotary_write_kernel[(-(-T // rows), H + 2 * K)](
-        q, k, v, out, cache.keys, cache.values, *small,
-        *q.stride()[:2], *k.stride()[:2], *v.stride()[:2],
-        *cache.keys.stride()[:2], *cache.values.stride()[:2], T, H, K, eps,
-        R=rotary[0].shape[-1], D=D, BD=padded, ROWS=rows, num_warps=4,
-    )  # fmt: skip
+    with torch.cuda.device_of(q):
+        norm_rotary_write_kernel[(-(-T // rows), H + 2 * K)](
+            q, k, v, out, cache.keys, cache.values, *small,
+            *q.stride()[:2], *k.stride()[:2], *v.stride()[:2],
+            *cache.keys.stride()[:2], *cache.values.stride()[:2], T, H, K, eps,
+            R=rotary[0].shape[-1], D=D, BD=padded, ROWS=rows, num_warps=4,
+        )  # fmt: skip
     return out

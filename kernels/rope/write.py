@@ -11,6 +11,7 @@ from torch import Tensor
 
 from magi_world.kernels.device import Backend, chosen
 from magi_world.kernels.registration import register
+from magi_world.kernels.rope.dispatch import check_rotary
 from magi_world.kernels.rope.reference import norm_rotary_reference
 
 # Shape suffixes: T packed tokens, H query heads, K key heads, D head width, N rows of the cache,
@@ -69,9 +70,23 @@ def norm_rotary_write(
         The queries as the attention reads them `[T, H, D]`; it shares no memory with anything.
 
     Raises:
-        ValueError: an unknown backend, or ``triton`` where it cannot run.
+        ValueError: shapes that do not fit together, an unknown backend, or ``triton`` where it
+            cannot run.
         RuntimeError: an argument needs a gradient.
     """
+    check_rotary(q_THD, norms[0], rotary)
+    check_rotary(k_TKD, norms[1], rotary)
+    T, K, D = k_TKD.shape
+    if v_TKD.shape != k_TKD.shape or D != q_THD.shape[2] or cache.rows.shape != (T,):
+        raise ValueError(
+            f"q {tuple(q_THD.shape)}, k {tuple(k_TKD.shape)}, v {tuple(v_TKD.shape)}, rows "
+            f"{tuple(cache.rows.shape)}: expected [T, H, D], [T, K, D], [T, K, D] and [T]"
+        )
+    if not cache.keys.shape[1:] == cache.values.shape[1:] == (K, D):
+        raise ValueError(
+            f"cache {tuple(cache.keys.shape)} and {tuple(cache.values.shape)}: expected "
+            f"[N, {K}, {D}]"
+        )
     result: Tensor = OP(
         q_THD, k_TKD, v_TKD, *norms[0], *norms[1], *rotary, cache.rows, eps, cache.keys,
         cache.values, backend,

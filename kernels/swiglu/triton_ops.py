@@ -16,7 +16,8 @@ def silu_multiply_triton(h: Tensor) -> Tensor:
     out = torch.empty(len(rows), half, dtype=h.dtype, device=h.device)
     if out.numel():
         grid = (len(rows), -(-half // BLOCK))
-        silu_multiply_kernel[grid](rows, out, half, BLOCK=BLOCK, num_warps=4)
+        with torch.cuda.device_of(h):
+            silu_multiply_kernel[grid](rows, out, half, BLOCK=BLOCK, num_warps=4)
     return out.view(*h.shape[:-1], half)
 
 
@@ -30,5 +31,6 @@ def silu_multiply_backward_triton(h: Tensor, d_out: Tensor) -> Tensor:
     d_h = torch.empty(rows.shape, dtype=h.dtype, device=h.device)
     if d_h.numel():
         grid = (len(rows), -(-half // BLOCK))
-        silu_multiply_backward_kernel[grid](rows, d_rows, d_h, half, BLOCK=BLOCK, num_warps=4)
+        with torch.cuda.device_of(h):
+            silu_multiply_backward_kernel[grid](rows, d_rows, d_h, half, BLOCK=BLOCK, num_warps=4)
     return d_h.view(h.shape)

@@ -27,7 +27,7 @@ def print_kernels(result: Mapping[str, Any]) -> None:
     columns = [f"{way}_{what}" for way in _WAYS for what in ("ms", "speedup")]
     emit_table(on_cpu["rows"], _filled(on_cpu["rows"], ("backend", *columns)))
     print("\npeak memory of a forward, MiB, at half as many and at all tokens; 4 is their square")
-    emit_table(on_cpu["memory"], ("backend", "tokens", "half_mib", "mib", "growth"))
+    emit_table(on_cpu["memory"], ("mask", "backend", "tokens", "half_mib", "mib", "growth"))
     print("\nwhat a call with nothing to do costs on the CPU, microseconds")
     emit_pairs(dispatch)
     print(

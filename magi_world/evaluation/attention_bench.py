@@ -25,6 +25,7 @@ GPU_HEADS, GPU_KEY_HEADS, GPU_WIDTH = 16, 16, 128
 GPU_TOKENS = (4096, 8192, 16384, 32768, 65536)
 CPU_BACKENDS = ("cpu", "sdpa", "flex")
 GPU_BACKENDS = ("triton", "flash4", "flex")
+FA_CLASS = ("sdpa flash", "cudnn", "flash4")
 DENSE = "sdpa with a dense mask"
 
 
@@ -240,7 +241,10 @@ def bench_attention_cpu(*, budget: float = 3.0, say: Say = lambda text: None) ->
     return {
         "tokens": T, "heads": CPU_HEADS, "width": CPU_WIDTH, "chunks": CPU_CHUNKS,
         "ceiling": T * T / mask.area(), "rows": rows,
-        "memory": [memory_growth(name) for name in (DENSE, "reference", "cpu", "sdpa")],
+        "memory": [
+            memory_growth(name, title)
+            for title in MEMORY_MASKS for name in (DENSE, "reference", "cpu", "sdpa")
+        ],
     }  # fmt: skip
 
 
@@ -248,7 +252,7 @@ def peak_memory(call: Callable[[], Any]) -> int:
     """Most bytes that a call holds at once on the CPU, beside what was there before."""
     from torch.profiler import ProfilerActivity, profile
 
-    with torch.no_grad(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as prof:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as prof:
         call()
     results = prof.profiler.kineto_results
     changes = [event for event in results.events() if event.name() == "[memory]"]
@@ -256,25 +260,46 @@ def peak_memory(call: Callable[[], Any]) -> int:
     return max(held, default=0)
 
 
-def memory_growth(name: str, tokens: int = CPU_TOKENS) -> dict[str, Any]:
-    """Peak memory of a forward at T / 2 and at T tokens; a ratio of 4 is T squared."""
+MEMORY_MASKS: dict[str, Callable[[int], AttnSlices]] = {
+    "block-causal": block_causal_mask,
+    "causal": builders.causal,
+    "sliding window": lambda tokens: builders.sliding_window(tokens, tokens // 4),
+    # rows of many small blocks that share most of their keys
+    "narrow blocks": lambda tokens: builders.block_causal(tokens, 16, window=tokens // 64),
+}
+"""masks whose memory is measured, for a number of tokens"""
+
+
+def memory_growth(
+    name: str, mask: str = "block-causal", tokens: int | None = None, *, backward: bool = False
+) -> dict[str, Any]:
+    """Peak memory of the first call under a mask at T / 2 and at T tokens; 4 is T squared.
+
+    Args:
+        name: a form of attention.
+        mask: one of :data:`MEMORY_MASKS`.
+        tokens: T, those of the table on CPUs by default.
+        backward: with gradients of queries, keys and values.
+    """
+    tokens = CPU_TOKENS if tokens is None else tokens
     peaks = []
     for T in (tokens // 2, tokens):
-        q, k, v = (torch.randn(T, 2, CPU_WIDTH) for _ in range(3))
-        mask = block_causal_mask(T)
+        leaves = [torch.randn(T, 2, CPU_WIDTH, requires_grad=backward) for _ in range(3)]
+        slices = MEMORY_MASKS[mask](T)
 
-        def once(
-            q: Tensor = q, k: Tensor = k, v: Tensor = v, mask: AttnSlices = mask, T: int = T
-        ) -> None:
-            call = attention_calls(mask, name, T)
+        def once(leaves: list[Tensor] = leaves, slices: AttnSlices = slices, T: int = T) -> None:
+            call = attention_calls(slices, name, T)
             assert call is not None
-            call(q, k, v)
+            with torch.set_grad_enabled(backward):
+                out = call(*leaves)
+                if backward:
+                    torch.autograd.grad(out.sum(), leaves)
 
         peaks.append(peak_memory(once))
     half, whole = peaks
     return {
-        "backend": name, "tokens": tokens, "half_mib": half / 2**20, "mib": whole / 2**20,
-        "growth": whole / half,
+        "backend": name, "mask": mask, "tokens": tokens, "half_mib": half / 2**20,
+        "mib": whole / 2**20, "growth": whole / half,
     }  # fmt: skip
 
 
@@ -288,8 +313,8 @@ def bench_attention_gpu(
 ) -> list[dict[str, Any]]:
     """TFLOP/s and share of the matmul peak for every mask, length and implementation.
 
-    ``of_fa`` relates a row to the faster of SDPA's flash and cuDNN kernels, or flash-attn-4 where
-    it runs, on the full mask of the same length: the FA class of this machine.
+    ``of_fa`` relates a row to the fastest of SDPA's flash and cuDNN kernels and flash-attn-4, where
+    they run, on the full mask of the same length: the FA class of this machine.
     """
     rows: list[dict[str, Any]] = []
     for T in tokens:
@@ -327,11 +352,9 @@ def _relate(rows: list[dict[str, Any]]) -> None:
         same = [r for r in rows if r["tokens"] == row["tokens"] and r["mask"] == "full"]
         for way in ("forward", "backward"):
             key = f"{way}_tflops"
-            classes = [r for r in same if r["backend"] == "flash4" and key in r] or [
-                r for r in same if r["backend"] in ("sdpa flash", "cudnn") and key in r
-            ]
+            classes = [r[key] for r in same if r["backend"] in FA_CLASS and key in r]
             if key in row and classes:
-                row[f"{way}_of_fa"] = row[key] / max(r[key] for r in classes)
+                row[f"{way}_of_fa"] = row[key] / max(classes)
 
 
 def _line(error: BaseException) -> str:

@@ -16,7 +16,9 @@ from magi_world.evaluation.attention_bench import (
 from magi_world.evaluation.bench import machine, matmul_peak
 from magi_world.kernels.attention import AttnSlices, attention
 from magi_world.kernels.attention.sdpa import prepared
+from magi_world.kernels.device import chosen
 from magi_world.kernels.fp8 import quantise
+from magi_world.kernels.fp8.triton_ops import refuses as fp8_refuses
 from magi_world.kernels.modulate import gate_norm_residual
 from magi_world.kernels.rope import norm_rotary, norm_rotary_write
 from magi_world.kernels.rope.write import CacheRows, Norm
@@ -203,19 +205,28 @@ def bench_fused(device: torch.device) -> dict[str, Any]:
     with torch.no_grad():
         for name, (call, moved) in calls.items():
             size = sum(tensor.numel() * tensor.element_size() for tensor in moved)
-            rows.append(_bandwidth(name, call, size, copy, device, budget))
+            rows.append(_bandwidth(name, chosen("auto", x), call, size, copy, device, budget))
         if not on_gpu or torch.cuda.get_device_capability(device) >= (8, 9):
             size = x.numel() * x.element_size() + x.numel()
-            name = "FP8 quantise"
-            rows.append(_bandwidth(name, lambda: quantise(x, scale), size, copy, device, budget))
+            form = "reference" if fp8_refuses(device, dtype) else "triton"
+            rows.append(
+                _bandwidth(
+                    "FP8 quantise", form, lambda: quantise(x, scale), size, copy, device, budget
+                )
+            )
         else:
             rows.append({"operation": "FP8 quantise", "absent": "the card has no FP8 units"})
     return {"copy_gb_s": copy, "fused": rows, "fused_shape": {"tokens": T, "width": E, "head": D}}
 
 
 def _bandwidth(
-    name: str, call: Callable[[], Any], size: int, copy: float, device: torch.device, budget: float
+    name: str,
+    form: str,
+    call: Callable[[], Any],
+    size: int,
+    copy: float,
+    device: torch.device,
+    budget: float,
 ) -> dict[str, Any]:
     speed = size / median_seconds(call, device, budget=budget) / 1e9
-    form = "triton" if device.type == "cuda" else "reference"
     return {"operation": name, "form": form, "gb_s": speed, "of_copy": speed / copy}

@@ -3,8 +3,8 @@
 The ordinary step of :mod:`magi_world.sampling.sampler` makes new tensors and new masks for every
 chunk. Here noise, keys and values of the prompts, rotary table, cache rows and masks are copied
 into fixed buffers first, and everything behind that reads only those. With ``compile`` the pass of
-the DiT is compiled once; with ``cuda_graph`` the whole loop, its clean pass, the outcome head and
-the decode are captured once and replayed. The outcome draw stays outside.
+the DiT is compiled once; with ``cuda_graph`` the whole loop, its clean pass and the decode are
+captured once and replayed. The outcome head and its draw stay outside.
 
 Shape suffixes: B slots, n tokens per chunk, T = B * n, Y caption tokens of a slot's place,
 K groups, D head width, C channels, P latent frames, H rows, W columns.
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from magi_world.errors import ConfigError
 from magi_world.kernels.attention import AttnSlices, DeviceSlices, default_backend
+from magi_world.kernels.attention.triton_ops import SMALLEST_SIDE
 from magi_world.kernels.rope.write import CacheRows
 from magi_world.models.dit import CaptionKV, ChunkInputs, DiTOutput
 from magi_world.models.layers import KVMemory
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     from magi_world.sampling.sampler import ChunkSampler, Places
 
 _WARM_UP = 3  # runs before a capture: they compile kernels and fill the allocator
-_TILE = 32  # smallest tile side that the room for tile lists is reckoned with
 
 
 def _cpp_compiler() -> str | None:
@@ -160,7 +160,8 @@ class FixedStep:
         return schedule.clean_kv_width(config.kv_ranges, config.clean_kv_range)
 
     def _slices(self, B: int, n: int, keys: int, slices: int) -> DeviceSlices:
-        tiles = 2 * (B * n // _TILE + 2) * (keys // _TILE + 2)
+        side = SMALLEST_SIDE
+        tiles = 2 * (B * n // side + 2) * (keys // side + 2)
         return DeviceSlices(
             num_queries=B * n, num_keys=keys, max_slices=slices, max_tiles=tiles,
             device=self.world.device,

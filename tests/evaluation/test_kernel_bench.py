@@ -7,7 +7,7 @@ import torch
 
 from magi_world.cli.kernel_tables import print_kernels
 from magi_world.evaluation import attention_bench, kernel_bench
-from magi_world.evaluation.attention_bench import gpu_masks, memory_growth
+from magi_world.evaluation.attention_bench import MEMORY_MASKS, gpu_masks, memory_growth
 
 
 @pytest.fixture(scope="module")
@@ -50,9 +50,43 @@ def test_what_is_absent_is_printed(
     assert "no such package" in capsys.readouterr().out
 
 
-def test_memory_of_the_blocked_backend_is_linear() -> None:
-    assert memory_growth("cpu", 2048)["growth"] < 2.5
-    assert memory_growth("reference", 512)["growth"] > 3.5
+@pytest.mark.parametrize("mask", MEMORY_MASKS)
+@pytest.mark.parametrize("backend", ["cpu", "sdpa"])
+def test_memory_grows_with_the_tokens(backend: str, mask: str) -> None:
+    for backward in (False, True):  # the first call, which makes the plan
+        found = memory_growth(backend, mask, 4096, backward=backward)
+        assert found["growth"] < 2.2, found
+
+
+def test_memory_of_a_dense_mask_does_not() -> None:
+    assert memory_growth("reference", tokens=512)["growth"] > 3.5
+
+
+def test_the_form_of_a_fused_operation_is_what_ran(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU without triton runs the references."""
+    monkeypatch.setattr(kernel_bench, "CPU_FUSED", (64, 64, 16))
+    monkeypatch.setattr(
+        kernel_bench, "chosen", lambda backend, x: f"{backend} for {tuple(x.shape)}"
+    )
+    monkeypatch.setattr(kernel_bench, "fp8_refuses", lambda device, dtype: None)
+    monkeypatch.setattr(kernel_bench, "median_seconds", lambda *_, **__: 1.0)
+    forms = {
+        row["operation"]: row["form"]
+        for row in kernel_bench.bench_fused(torch.device("cpu"))["fused"]
+    }
+    assert forms.pop("FP8 quantise") == "triton"
+    assert set(forms.values()) == {"auto for (64, 64)"}
+
+
+def test_the_class_of_a_machine_is_its_fastest_kernel() -> None:
+    rows: list[dict[str, Any]] = [
+        {"mask": "full", "tokens": 64, "backend": name, "forward_tflops": speed}
+        for name, speed in (("sdpa flash", 2.0), ("cudnn", 8.0), ("flash4", 4.0), ("triton", 6.0))
+    ]
+    rows.append({"mask": "causal", "tokens": 64, "backend": "triton", "backward_tflops": 1.0})
+    attention_bench._relate(rows)
+    assert [row.get("forward_of_fa") for row in rows] == [0.25, 1.0, 0.5, 0.75, None]
+    assert "backward_of_fa" not in rows[-1]
 
 
 def test_masks_of_the_gpu_table() -> None:

@@ -1,9 +1,10 @@
 """Compiles the attention kernels for GPUs that are not there; a program of its own.
 
-It must not share a process with triton's interpreter. Prints one JSON line for each kernel: target,
-width, matrix instructions and bytes of registers that spill.
+It must not share a process with triton's interpreter. Prints one JSON line for each kernel and
+case: target, width, dtype, matrix instructions and bytes of registers that spill. A case is a head
+width, a dtype and 1 if there is a softcap. The forward has a sink, which takes some registers more.
 
-    python compile_attention.py 90 64 float16
+    python compile_attention.py 90 64,float16,0 24,float32,1
 """
 
 import json
@@ -14,7 +15,7 @@ import torch
 
 from magi_world.kernels.attention import triton_kernels
 from magi_world.kernels.attention.triton_ops import tile_config
-from tests.kernels.gpu_compiler import POINTERS, compile_kernel
+from tests.kernels.gpu_compiler import POINTERS, SHARED, compile_kernel
 
 LISTS = ("slices", "starts", "splits", "ends", "tiles", "owners", "order")
 
@@ -38,15 +39,15 @@ def signature(function: Any, dtype: str) -> dict[str, str]:
     return types
 
 
-def main(target: int, width: int, dtype: str) -> None:
+def main(target: int, width: int, dtype: str, capped: bool) -> None:
     """Compile all three kernels with the tile sizes that are chosen for a target."""
     kernels = {"forward": "attention_forward", "dq": "attention_dq", "dkv": "attention_dkv"}
     for kernel, name in kernels.items():
         function = getattr(triton_kernels, name)
-        config = tile_config(kernel, width, getattr(torch, dtype), target)
+        config = tile_config(kernel, width, getattr(torch, dtype), target, capped=capped)
         constants = {
             "SHARE": 2, "D": width, "BM": config.rows, "BN": config.keys,
-            "BD": max(16, 1 << (width - 1).bit_length()), "SINK": False, "CAPPED": False,
+            "BD": max(16, 1 << (width - 1).bit_length()), "SINK": True, "CAPPED": capped,
             "PRECISION": "ieee",
         }  # fmt: skip
         types = signature(function, dtype)
@@ -56,12 +57,14 @@ def main(target: int, width: int, dtype: str) -> None:
             aligned=tuple(key for key in types if key.startswith("stride")),
         )  # fmt: skip
         row = {
-            "kernel": kernel, "target": target, "width": width, "dtype": dtype,
+            "kernel": kernel, "target": target, "width": width, "dtype": dtype, "capped": capped,
             "matrix": compiled.matrix, "spilled": compiled.spilled, "shared": compiled.shared,
-            "warps": config.warps,
+            "limit": SHARED[target] * 1024, "warps": config.warps,
         }  # fmt: skip
         print(json.dumps(row), flush=True)
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
+    for case in sys.argv[2:]:
+        width, dtype, capped = case.split(",")
+        main(int(sys.argv[1]), int(width), dtype, capped == "1")

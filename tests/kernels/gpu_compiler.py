@@ -19,8 +19,10 @@ POINTERS = {
     "int64": "*i64", "int32": "*i32",
 }  # fmt: skip
 MATRIX = {
-    80: "mma.sync", 89: "mma.sync", 90: "wgmma.mma_async", 100: "tcgen05.mma",
+    80: "mma.sync", 89: "mma.sync", 90: "wgmma.mma_async", 100: "tcgen05.mma", 120: "mma.sync",
 }  # fmt: skip
+SHARED = {80: 163, 89: 99, 90: 227, 100: 227, 120: 99}
+"""KiB of shared memory that a program may have"""
 
 
 class Compiled(NamedTuple):
@@ -28,7 +30,7 @@ class Compiled(NamedTuple):
 
     ptx: str
     matrix: int
-    """matrix instructions of the target"""
+    """matrix instructions"""
     spilled: int
     """bytes of registers that spill"""
     shared: int
@@ -86,4 +88,6 @@ def compile_kernel(
         options={"num_warps": warps, "num_stages": stages},
     )
     ptx = compiled.asm["ptx"]
-    return Compiled(ptx, ptx.count(MATRIX[target]), spilled(ptx), compiled.metadata.shared)
+    # tiles below the size of the newer instructions take the older ones
+    matrix = sum(ptx.count(name) for name in {MATRIX[target], "mma.sync"})
+    return Compiled(ptx, matrix, spilled(ptx), compiled.metadata.shared)

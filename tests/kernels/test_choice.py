@@ -17,14 +17,18 @@ from magi_world.kernels.attention import (
     AttnSlices,
     BackendError,
     BackendMissing,
+    DeviceSlices,
     attention,
+    backends,
     builders,
     explain,
     flash2,
+    flash4,
+    triton_ops,
 )
 from magi_world.kernels.attention import call as calls
 from magi_world.kernels.attention.call import Call
-from magi_world.kernels.attention.choice import order, refusal
+from magi_world.kernels.attention.choice import choose, order, refusal
 from magi_world.kernels.attention.reference import dense_mask
 from tests.kernels.test_attention import inputs, masks
 
@@ -67,6 +71,49 @@ def test_each_gpu_has_its_order(capability: int, first: str) -> None:
     assert "cpu" not in ranked and len(set(ranked)) == len(ranked)
 
 
+@pytest.mark.parametrize("capability", [80, 90, 100, 120])
+def test_a_mask_that_is_refilled_goes_to_the_kernels_that_read_it_on_the_device(
+    capability: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (flash4, triton_ops):  # as if all packages were there
+        monkeypatch.setattr(module, "import_refusal", lambda module, extra: None)
+    refilled = DeviceSlices(num_queries=8, num_keys=8, max_slices=4, max_tiles=64)
+    mask = builders.block_causal(8, 4)
+    refilled.fill(mask)
+    fixed = "flash4" if capability in (90, 100) else "triton"
+    assert choose("auto", on(capability), mask) == fixed
+    assert choose("auto", on(capability), refilled) == "triton"
+    assert choose("auto", on(capability), mask) == fixed  # what is kept with the mask stays apart
+    assert choose("auto", on(capability, torch.float64), refilled) == "sdpa"
+
+
+def test_a_captured_graph_keeps_no_mask_of_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    q, k, v = (x.detach() for x in inputs(0, 8, 8, dtype=torch.float32))
+    refilled = DeviceSlices(num_queries=8, num_keys=8, max_slices=4, max_tiles=64)
+    monkeypatch.setattr(backends, "_capturing", lambda q: True)
+    for name in ("cpu", "flex", "reference"):
+        with pytest.raises(BackendError, match=f"'{name}' reads a refilled mask on the host"):
+            attention(q, k, v, refilled, backend=name)
+        attention(q, k, v, builders.causal(8), backend=name)  # it does not change
+
+
+def test_flash4_leaves_deterministic_gradients_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (flash4, triton_ops):
+        monkeypatch.setattr(module, "import_refusal", lambda module, extra: None)
+    mask = builders.block_causal(8, 4)
+    assert choose("auto", on(90, deterministic=True), mask) == "triton"
+    assert choose("auto", on(90, deterministic=True, needs_grad=False), mask) == "flash4"
+    with pytest.raises(BackendError, match="'flash4' has no deterministic backward"):
+        choose("flash4", on(90, deterministic=True), mask)
+
+
+def test_explain_knows_what_a_call_may_ask() -> None:
+    q = inputs(0, 8, 8, dtype=torch.float32)[0]
+    refilled = DeviceSlices(num_queries=8, num_keys=8, max_slices=4, max_tiles=64)
+    reason = explain(q, refilled, deterministic=True).reason
+    assert "the same bits in every call" in reason and "a mask that is refilled" in reason
+
+
 @pytest.mark.parametrize(
     ("backend", "call", "words"),
     [
@@ -87,6 +134,7 @@ def test_each_gpu_has_its_order(capability: int, first: str) -> None:
         ("flex", on(90, torch.float64), "takes no float64 on CUDA"),
         ("cpu", on(90), "runs on a CPU, not on cuda"),
         ("sdpa", on(90, softcap=True), "takes no softcap"),
+        ("sdpa", on(90, deterministic=True), "gradients of keys in no fixed order"),
     ],
 )
 def test_backends_say_why_they_refuse(backend: str, call: Call, words: str) -> None:
@@ -186,8 +234,9 @@ def test_other_masks_are_never_taken_for_samples(mask: AttnSlices) -> None:
         assert np.array_equal(dense(found, 13, 24), dense_mask(mask, 13, 24).numpy())
 
 
-def test_flash2_refuses_gradients_that_it_would_drop(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The call of the package, with a stand-in that follows its published signature."""
+@pytest.fixture
+def packaged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The call of flash-attn 2, with a stand-in that follows its published signature."""
 
     def flash_attn_varlen_func(
         q: Tensor, k: Tensor, v: Tensor, q_ends: Tensor, k_ends: Tensor, q_longest: int,
@@ -205,6 +254,10 @@ def test_flash2_refuses_gradients_that_it_would_drop(monkeypatch: pytest.MonkeyP
     package = ModuleType("flash_attn")
     package.flash_attn_varlen_func = flash_attn_varlen_func  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "flash_attn", package)
+    monkeypatch.setattr(flash2, "refuses", lambda call, slices: None)
+
+
+def test_flash2_refuses_gradients_that_it_would_drop(packaged: None) -> None:
     q, k, v = inputs(0, 9, 12, dtype=torch.float32)
     mask = AttnSlices.from_list([(0, 4, 0, 5, 1), (6, 9, 7, 12, 1)])
     out, lse = flash2.attention_flash2(q, k, v, mask, scale=0.4)
@@ -213,3 +266,18 @@ def test_flash2_refuses_gradients_that_it_would_drop(monkeypatch: pytest.MonkeyP
     assert torch.autograd.grad(out.sum(), q, retain_graph=True)[0].isfinite().all()
     with pytest.raises(BackendError, match="no gradient through lse"):
         torch.autograd.grad(lse[:4].sum(), q)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's compiler uses old parts of it
+def test_flash2_compiles_with_its_backward(packaged: None) -> None:
+    mask = builders.causal(9)
+
+    def call(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return attention(q, k, v, mask, backend="flash2")[0].sin()
+
+    tensors = inputs(0, 9, 9, dtype=torch.float32)
+    mine = torch.compile(call, fullgraph=True, backend="aot_eager")(*tensors)
+    theirs = attention(*tensors, mask, backend="reference")[0].sin()
+    torch.testing.assert_close(mine, theirs, rtol=2e-5, atol=2e-6)
+    gradients = [torch.autograd.grad(x.sum(), tensors) for x in (mine, theirs)]
+    torch.testing.assert_close(*gradients, rtol=2e-5, atol=5e-6)

@@ -1,9 +1,11 @@
 """The mask language: what a slice covers, which lists are refused, how rows are grouped."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -85,6 +87,9 @@ def test_worked_examples(kind: int, n: int, m: int, seen: list[int]) -> None:
     [
         ((0, 1, 0, 1), "has 4 numbers, not 5"),
         ((0, 1, 0, 1, 0, 0), "has 6 numbers, not 5"),
+        ((0, 4.9, 0, 4, 0), r"slice \(0, 4.9, 0, 4, 0\): expected five whole numbers"),
+        (("a", 1, 0, 1, 0), "expected five whole numbers"),
+        (5, "slice 5: expected five whole numbers"),
         ((-1, 1, 0, 1, 0), "0 <= start <= end"),
         ((2, 1, 0, 1, 0), "0 <= start <= end"),
         ((0, 1, 3, 1, 0), "0 <= start <= end"),
@@ -92,9 +97,20 @@ def test_worked_examples(kind: int, n: int, m: int, seen: list[int]) -> None:
         ((0, 1, 0, 1, -1), "type -1 is not one of"),
     ],
 )
-def test_malformed_slices_are_named(row: tuple[int, ...], words: str) -> None:
+def test_malformed_slices_are_named(row: Any, words: str) -> None:
     with pytest.raises(SliceError, match=words):
         AttnSlices.from_list([row])
+
+
+def test_numbers_of_other_libraries_are_numbers() -> None:
+    rows = np.array([[0, 4, 1, 5, 2]], dtype=np.int32)
+    assert AttnSlices.from_list(rows).rows == ((0, 4, 1, 5, 2),)
+    assert AttnSlices.from_list([list(torch.tensor([0, 4, 1, 5, 2]))]).rows == ((0, 4, 1, 5, 2),)
+
+
+def test_a_mask_is_not_made_without_a_check() -> None:
+    with pytest.raises(SliceError, match="made by AttnSlices.from_list"):
+        AttnSlices(((0, 4, 0, 4, 0),))
 
 
 def test_keys_stay_within_one_block() -> None:

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from magi_world.errors import ConfigError
+from magi_world.kernels.attention import AttnSlices
+from magi_world.kernels.attention.triton_ops import tile_config
 from magi_world.sampling.rollout import Rollout
 from magi_world.world import World
 from tests.tiny_world import PROMPTS, make_tiny_world
@@ -54,6 +56,24 @@ def test_two_passes_a_step() -> None:
     ordinary = chunks(world.rollout(2, seeds=SEEDS, steps=2), 3)
     for mine, theirs in zip(chunks(plain(world, None), 3), ordinary, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("width", [8, 64, 128, 256])
+@pytest.mark.parametrize(("tokens", "places"), [(256, 9), (1536, 5)])
+def test_there_is_room_for_a_slot_that_sees_its_whole_ring(
+    tiny_world: World, dtype: torch.dtype, width: int, tokens: int, places: int
+) -> None:
+    """Whatever tiles the kernels of a GPU take."""
+    fixed = plain(tiny_world, None)._fixed
+    assert fixed is not None
+    mask = fixed._slices(1, tokens, places * tokens, 2)
+    mask.fill(AttnSlices.from_list([(0, tokens, 0, places * tokens, 0)]))
+    for capability in (80, 90, 100, 120):
+        for kernel in ("forward", "dq", "dkv"):
+            config = tile_config(kernel, width, dtype, capability)
+            entries = mask.plan((config.rows, config.keys)).by_query.ends[-1]
+            assert entries == -(-tokens // config.rows) * -(-places * tokens // config.keys)
 
 
 @compiles
