@@ -153,6 +153,11 @@ def print_report(report: Mapping[str, Any]) -> None:
             "depth", "n", "real", "vae", "dream", "ratio", "low", "high", "bright_real",
             "bright_vae", "bright_dream", "bright_ratio", "bright_low", "bright_high",
         ))  # fmt: skip
+        title = (
+            "share of the real bright moving pixels that are so in place: a fireball where it is"
+        )
+        if places := place_rows(report):
+            _print_table(title, places, ("depth", "dream", "low", "high", "vae"))
     if "kv_ranges" in report:
         table = report["kv_ranges"]
         title = (
@@ -235,6 +240,17 @@ def pixel_rows(report: Mapping[str, Any]) -> list[dict[str, Any]]:
                 flat |= {f"{start}ratio": row[name]["ratio"], f"{start}low": low}
                 flat[f"{start}high"] = high
         rows.append(flat)
+    return rows
+
+
+def place_rows(report: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Bright moving pixels in their place by depth, one flat row each; none of older reports."""
+    rows = []
+    for depth, row in report["hazard"]["depths"].items():
+        if (placed := row.get("bright_in_place")) is not None:
+            low, high = placed["ratio_interval"]
+            flat = {"depth": depth, "dream": placed["ratio"], "vae": placed["vae"]}
+            rows.append({**flat, "low": low, "high": high})
     return rows
 
 

@@ -7,7 +7,7 @@ pixels that move, above all of the bright ones.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -50,6 +50,8 @@ class Depths:
     moving: dict[str, tuple[Array, Array]]
     """shares of moving and of bright moving pixels, in `real`, `vae` and `dream`; NaN also in a
     last chunk that is not whole"""
+    in_place: dict[str, Array] = field(default_factory=dict)
+    """shares of the pixels that are bright and move in the real chunk and in `vae` or `dream`"""
 
 
 def draw_histories(episodes: Sequence[Episode], count: int, seed: int) -> list[tuple[int, int]]:
@@ -89,6 +91,7 @@ def dream_on(
     columns = {name: np.full(shape, np.nan) for name in ("predicted", "ended", "damage", "lost")}
     names = ("real", "vae", "dream") if pictures else ()
     moving = {name: (np.full(shape, np.nan), np.full(shape, np.nan)) for name in names}
+    in_place = {name: np.full(shape, np.nan) for name in names if name != "real"}
     known = [(played(episode), health_lost(episode), whole_chunks(episode)) for episode in episodes]
     prompts = prompts_of(world)
     width = min(settings.batch_size, len(histories))
@@ -122,12 +125,16 @@ def dream_on(
                 dreamed = chunk.frames.cpu().numpy()[whole]
                 at_rows = [rows.start + slot for slot in whole]
                 views = {"real": real, "vae": through_vae(world, real), "dream": dreamed}
-                for name, frames in views.items():
-                    shares = moving_shares(frames)
-                    moving[name][0][at_rows, step], moving[name][1][at_rows, step] = shares
+                masks = {name: moving_masks(frames) for name, frames in views.items()}
+                for name, (moves, bright) in masks.items():
+                    moving[name][0][at_rows, step] = moves.mean(axis=(1, 2))
+                    moving[name][1][at_rows, step] = bright.mean(axis=(1, 2))
+                for name, shares in in_place.items():
+                    both = masks[name][1] & masks["real"][1]
+                    shares[at_rows, step] = both.mean(axis=(1, 2))
         say(f"hazard by depth: {rows.stop} of {len(histories)} histories")
     owner = np.array([index for index, _ in histories], np.int64)
-    return Depths(episode=owner, moving=moving, **columns)
+    return Depths(episode=owner, moving=moving, in_place=in_place, **columns)
 
 
 def give_history(
@@ -151,15 +158,15 @@ def give_history(
         rollout.reset(slots=[slot], video=video, prompts=said)
 
 
-def moving_shares(chunks: Frames) -> tuple[Array, Array]:
-    """Shares of the pixels of each chunk that move, and that move and are bright: float64 `[n]` 2x.
+def moving_masks(chunks: Frames) -> tuple[Mask, Mask]:
+    """The pixels of each chunk that move, and that move and are bright: bool `[n, H, W]` twice.
 
     Takes uint8 `[n, F, H, W, 3]`. A pixel moves if it changes by more than `MOVING_THRESHOLD`
     within the chunk, as for the VAE's PSNR, and is bright if a colour of it reaches `BRIGHT`.
     """
     moving = moving_pixels(chunks, MOVING_THRESHOLD)[:, 0, :, :, 0]
     bright: Mask = chunks.max(axis=(1, 4)) >= BRIGHT
-    return moving.mean(axis=(1, 2)), (moving & bright).mean(axis=(1, 2))
+    return moving, moving & bright
 
 
 def measure_hazard(depths: Depths) -> dict[str, Any]:
@@ -169,7 +176,9 @@ def measure_hazard(depths: Depths) -> dict[str, Any]:
     sum predicted in the dream, the sum that happened (`events` of the chunks) and their ratio:
     below 1 the dream is too safe. Damage is in players' whole health. `moving` and `bright_moving`
     hold mean shares of pixels, of real chunks, of the same through the VAE and of dreamed ones, and
-    dream over real. The last row is all depths together.
+    dream over real; `bright_in_place` the share of the real bright moving pixels that are so at the
+    same place in the dream, with its interval, and through the VAE: a fireball that flies
+    elsewhere is not in place. The last row is all depths together.
     """
     rows: dict[str, Any] = {}
     deepest = depths.predicted.shape[1]
@@ -193,6 +202,13 @@ def measure_hazard(depths: Depths) -> dict[str, Any]:
                     **{view: float(np.nanmean(values)) for view, values in shares.items()},
                     **_ratio(own, shares["dream"], shares["real"]),
                 }
+        placed = {view: shares[:, those] for view, shares in depths.in_place.items()}
+        if placed and np.isfinite(placed["dream"]).any():
+            real = depths.moving["real"][1][:, those]
+            row["bright_in_place"] = {
+                "vae": _ratio(own, placed["vae"], real)["ratio"],
+                **_ratio(own, placed["dream"], real),
+            }
         rows[name] = row
     return {
         "unit": "chunks",

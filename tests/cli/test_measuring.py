@@ -12,7 +12,7 @@ import typer
 
 from magi_world import agents
 from magi_world.agents.random_agent import NoOp
-from magi_world.cli.measuring import hazard_rows, parse_counts, pixel_rows, report_game
+from magi_world.cli.measuring import hazard_rows, parse_counts, pixel_rows, place_rows, report_game
 from magi_world.envs import real_env
 from magi_world.world import World
 from tests.cli.conftest import Run
@@ -114,13 +114,22 @@ def test_rows_are_flat() -> None:
     }  # fmt: skip
     shares = {"n": 8, "real": 0.1, "vae": 0.09, "dream": 0.05, "ratio": 0.5}
     moving = {**shares, "ratio_interval": [0.4, 0.6]}
-    depths = {"1": {"n": 9, "ends": sums, "damage": None, "moving": moving}}
+    placed = {"vae": 0.9, "ratio": 0.3, "ratio_interval": [0.2, 0.4]}
+    depths = {
+        "1": {
+            "n": 9, "ends": sums, "damage": None, "moving": moving, "bright_in_place": placed,
+        },
+    }  # fmt: skip
     report = {"hazard": {"depths": depths}}
     (row,) = hazard_rows(report)
     assert (row["depth"], row["ends"], row["ends_predicted"]) == ("1", 3, 1.5)
     assert (row["ends_low"], row["ends_high"]) == (0.4, None) and "hits" not in row
     (pixels,) = pixel_rows(report)
     assert (pixels["n"], pixels["real"], pixels["high"]) == (8, pytest.approx(10.0), 0.6)
+    (places,) = place_rows(report)
+    assert places == {"depth": "1", "dream": 0.3, "vae": 0.9, "low": 0.2, "high": 0.4}
+    del depths["1"]["bright_in_place"]  # as in the reports before it was measured
+    assert place_rows(report) == []
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from magi_world.evaluation.hazard import (
     draw_histories,
     dream_on,
     measure_hazard,
-    moving_shares,
+    moving_masks,
 )
 from magi_world.training.episodes import EpisodeData
 from magi_world.world import World
@@ -44,10 +44,13 @@ def test_a_history_is_what_the_cache_holds(tiny_world: World, episodes: list[Epi
         alone = rollout.step([prompts[chunk + step]])
         expected = float(alone.termination_probability)
         assert depths.predicted[0, step] == pytest.approx(expected, abs=1e-4)
-        shares = moving_shares(alone.frames.numpy())
-        assert depths.moving["dream"][0][0, step] == pytest.approx(float(shares[0][0]), abs=0.05)
-        real = moving_shares(episode.frames[chunk + step][None])
-        assert depths.moving["real"][0][0, step] == real[0][0]
+        dreamed = moving_masks(alone.frames.numpy())
+        assert depths.moving["dream"][0][0, step] == pytest.approx(dreamed[0].mean(), abs=0.05)
+        real = moving_masks(episode.frames[chunk + step][None])
+        assert depths.moving["real"][0][0, step] == real[0].mean()
+        both = (dreamed[1] & real[1]).mean()
+        assert depths.in_place["dream"][0, step] == pytest.approx(both, abs=0.05)
+        assert depths.in_place["vae"][0, step] <= depths.moving["real"][1][0, step]
 
 
 def test_only_chunks_of_episodes_that_go_on_count(
@@ -102,6 +105,7 @@ def test_a_dream_that_is_too_safe_shows_it() -> None:
             damage=0.5 * ended,
             lost=ended,
             moving={"real": pair, "vae": pair, "dream": faded},
+            in_place={"vae": 0.9 * pair[1], "dream": np.linspace(1, 0, depth) * pair[1]},
         )
     )
     assert (table["histories"], table["episodes"]) == (40, 20)
@@ -117,6 +121,9 @@ def test_a_dream_that_is_too_safe_shows_it() -> None:
     assert low < rows["1-20"]["ends"]["ratio"] < high
     assert rows["9-12"]["moving"]["ratio"] == pytest.approx(0.5)
     assert rows["9-12"]["bright_moving"]["dream"] == pytest.approx(0.005)
+    assert rows["1"]["bright_in_place"]["ratio"] == pytest.approx(1.0)
+    assert rows["1-20"]["bright_in_place"]["ratio"] == pytest.approx(0.5)
+    assert rows["1-20"]["bright_in_place"]["vae"] == pytest.approx(0.9)
 
 
 def test_bright_pixels_are_those_that_reach_a_level() -> None:
@@ -124,8 +131,8 @@ def test_bright_pixels_are_those_that_reach_a_level() -> None:
     chunks[0, 2, :5] = 60  # half of the picture moves
     chunks[0, 2, 0, :, 1] = BRIGHT  # a tenth of it is bright while it moves
     chunks[0, :, 9] = 255  # bright, and always there
-    moving, bright = moving_shares(chunks)
-    assert moving.tolist() == [0.5] and bright.tolist() == [0.1]
+    moving, bright = moving_masks(chunks)
+    assert moving.mean(axis=(1, 2)).tolist() == [0.5] and bright.mean(axis=(1, 2)).tolist() == [0.1]
 
 
 def test_a_range_of_one_is_given_one_chunk(tiny_world: World, episodes: list[EpisodeData]) -> None:
