@@ -1,5 +1,6 @@
 """The verb `bench`: memory, speed and latency of a world, and its kernels, on this machine."""
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -8,6 +9,9 @@ import typer
 from magi_world.cli.measuring import parse_counts
 from magi_world.cli.output import emit_json, emit_pairs, emit_table, say
 from magi_world.cli.worlds import AsJson, Device, DType, Steps
+
+# torch's profiler tells of every start and stop on stderr; read when it first runs
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 
 app = typer.Typer(help="Measure a world on this machine.", rich_markup_mode=None)
 

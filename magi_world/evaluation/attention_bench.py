@@ -8,13 +8,13 @@ D forwards, 2.5 times that backwards.
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from itertools import accumulate
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from magi_world.evaluation.peak_memory import peak_bytes
 from magi_world.kernels.attention import AttnSlices, attention, builders
 
 # Shape suffixes: T tokens, H heads, D head width.
@@ -248,18 +248,6 @@ def bench_attention_cpu(*, budget: float = 3.0, say: Say = lambda text: None) ->
     }  # fmt: skip
 
 
-def peak_memory(call: Callable[[], Any]) -> int:
-    """Most bytes that a call holds at once on the CPU, beside what was there before."""
-    from torch.profiler import ProfilerActivity, profile
-
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as prof:
-        call()
-    results = prof.profiler.kineto_results
-    changes = [event for event in results.events() if event.name() == "[memory]"]
-    held = accumulate(e.nbytes() for e in sorted(changes, key=lambda e: e.start_ns()))
-    return max(held, default=0)
-
-
 MEMORY_MASKS: dict[str, Callable[[int], AttnSlices]] = {
     "block-causal": block_causal_mask,
     "causal": builders.causal,
@@ -295,7 +283,7 @@ def memory_growth(
                 if backward:
                     torch.autograd.grad(out.sum(), leaves)
 
-        peaks.append(peak_memory(once))
+        peaks.append(peak_bytes(once))
     half, whole = peaks
     return {
         "backend": name, "mask": mask, "tokens": tokens, "half_mib": half / 2**20,

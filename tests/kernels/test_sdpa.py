@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from magi_world.evaluation.attention_bench import peak_memory
+from magi_world.evaluation.peak_memory import peak_bytes
 from magi_world.kernels.attention import AttnSlices, attention, builders, sdpa, sdpa_plan
 from magi_world.kernels.attention.autograd import Settings
 from magi_world.kernels.attention.sdpa_plan import Group, plan_of
@@ -116,5 +116,5 @@ def test_memory_on_other_devices(mask: str, monkeypatch: pytest.MonkeyPatch) -> 
             out, lse = elsewhere(tensors, slices)
             torch.autograd.grad(out.sum() + lse.sum(), tensors)
 
-        peaks.append(peak_memory(both))
+        peaks.append(peak_bytes(both))
     assert peaks[1] < 2.2 * peaks[0] and peaks[1] < 4096**2, "less than a byte a cell"
