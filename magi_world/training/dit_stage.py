@@ -107,6 +107,7 @@ class DiTStage:
     """Velocity prediction on random sequences of training chunks."""
 
     name = "dit"
+    progress = 0.0
 
     def __init__(self, world: World, store: Store, settings: DiTSettings) -> None:
         assert isinstance(world.text, TextEncoder)
@@ -221,7 +222,8 @@ class DiTStage:
         follows two generated ones, and so on to a depth that is drawn.
         """
         S, L = shape
-        if torch.rand((), generator=generator) >= self.settings.own_history:
+        drawn = torch.rand((), generator=generator) < self.settings.own_history
+        if not drawn or self.progress < self.settings.own_after:
             return x_GCPHW
         depth = int(torch.randint(self.settings.own_depth, (), generator=generator)) + 1
         history = x_GCPHW

@@ -60,6 +60,8 @@ class Stage(Protocol):
 
     name: str
     module: nn.Module
+    progress: float
+    """share of its steps that is done; the trainer sets it before each"""
 
     def loss(self, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """Draw a batch with the generator; return the loss and named scalars."""
@@ -218,6 +220,7 @@ class Trainer:
         for optimizer in self.optimizers.values():
             for group in optimizer.param_groups:
                 group["lr"] = rate
+        self.stage.progress = self.step / settings.steps
         with torch.autocast("cpu", torch.bfloat16, enabled=self.precision == "bfloat16"):
             loss, scalars = self.stage.loss(self.generator)
         self._require_finite("loss", float(loss.detach()))

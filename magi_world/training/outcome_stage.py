@@ -200,6 +200,7 @@ class OutcomeStage:
     """Reward, termination and signals of the examples."""
 
     name = "outcome"
+    progress = 0.0
 
     def __init__(
         self,

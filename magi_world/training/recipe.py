@@ -47,6 +47,9 @@ class DiTSettings(StageSettings):
     an agent must learn is what its actions change, and most of them go on as before"""
     own_history: float = 0.0
     """share of the batches whose history is in part the model's own"""
+    own_after: float = 0.0
+    """share of the steps before the first such batch: what a young model generates teaches little,
+    and takes time"""
     own_depth: int = 1
     """most chunks, one after the other, that the model has generated in such a history"""
     most_kv_range: int = 0
@@ -174,7 +177,7 @@ _LOWEST = {
     "paraphrases": 1, "chunks": 1, "copies": 1, "own_depth": 1,
 }  # fmt: skip
 _POSITIVE = ("learning_rate", "grad_clip")
-_SHARES = ("cooldown", "caption_dropout", "history_noise", "own_history", "ema_decay")
+_SHARES = ("cooldown", "caption_dropout", "history_noise", "own_history", "own_after", "ema_decay")
 
 
 def _settings(cls: type[StageSettings], values: dict[str, Any], source: str) -> Any:

@@ -21,6 +21,7 @@ class VAEStage:
     """Reconstruction of random training chunks."""
 
     name = "vae"
+    progress = 0.0
 
     def __init__(
         self,

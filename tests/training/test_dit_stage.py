@@ -10,6 +10,7 @@ from torch import Tensor
 
 from magi_world.training import dit_stage
 from magi_world.training.dit_stage import DiTStage
+from magi_world.training.loop import Trainer
 from magi_world.training.recipe import Recipe
 from magi_world.training.store import open_store
 from magi_world.training.teacher_forcing import teacher_forced_inputs
@@ -42,6 +43,25 @@ def test_histories_are_in_part_the_models_own(trained: Path, recipe: Recipe) -> 
         seen[share] = torch.cat(given).float().mean().item()
     assert seen[0.0] == 0.0
     assert 0.2 < seen[1.0] < 0.8
+
+
+def test_own_histories_begin_when_the_model_is_no_longer_young(
+    trained: Path, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world, store = load(trained / "world"), open_store(trained / "store")
+    settings = replace(
+        recipe.dit, objective="flow", own_history=1.0, own_after=0.5, steps=4, sample_every=100
+    )
+    stage: Any = DiTStage(world, store, settings)
+    generated_at: list[float] = []
+
+    def generate(_world: World, _shape: Any, history: Tensor, _noise: Tensor, **_: Any) -> Tensor:
+        generated_at.append(stage.progress)
+        return history
+
+    monkeypatch.setattr(dit_stage, "generate_one_step_ahead", generate)
+    Trainer(stage, settings, tmp_path).run()
+    assert set(generated_at) == {0.5, 0.75}
 
 
 def test_deep_histories_follow_generated_chunks(

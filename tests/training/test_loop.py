@@ -31,6 +31,7 @@ class Line:
     """Fits a small network to noise that comes from the generator."""
 
     name = "line"
+    progress = 0.0
 
     def __init__(self, seed: int = 0, width: int = 8) -> None:
         with torch.random.fork_rng(devices=[]):

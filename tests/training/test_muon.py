@@ -47,6 +47,7 @@ class Deep:
     """A stage whose hidden layer lies under `layers`, as in the video DiT."""
 
     name = "deep"
+    progress = 0.0
 
     def __init__(self) -> None:
         with torch.random.fork_rng(devices=[]):
