@@ -75,9 +75,9 @@ def check_state(
         # a truth is a number for Python, but not here
         elif not isinstance(value, like) or (like is int and isinstance(value, bool)):
             raise CheckpointError(f"a damaged state: {name} {value!r}")
-        if name in COUNTS and bool((torch.as_tensor(value) < 0).any()):
+        if name in COUNTS and not 0 <= int(value.min() if isinstance(like, np.ndarray) else value):
             raise CheckpointError(f"a damaged state: {name} {value!r}: below 0")
     try:
         np.random.PCG64().state = state["np_random"]
-    except (ValueError, TypeError, KeyError, OverflowError) as error:
+    except (ValueError, TypeError, LookupError, OverflowError) as error:
         raise CheckpointError(f"a damaged state: np_random: {error}") from None

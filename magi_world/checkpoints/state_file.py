@@ -66,11 +66,15 @@ def load_state(path: Path | str) -> dict[str, Any]:
         values = json.loads(header["values"])
     except (KeyError, ValueError) as error:
         raise CheckpointError(f"{path} is damaged: its header lacks the values: {error}") from None
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path} is damaged: the values in its header have no names")
     for name, leaf in {**values, **tensors}.items():
         *folders, last = name.split(".")
         place = state
         for folder in folders:
             place = place.setdefault(folder, {})
+            if not isinstance(place, dict):
+                raise CheckpointError(f"{path} is damaged: {name!r} lies inside another value")
         place[last] = leaf
     return state
 

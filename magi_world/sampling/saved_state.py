@@ -70,6 +70,8 @@ def restore(rollout: "Rollout", state: Mapping[str, Any]) -> None:
 
 def check_fits(rollout: "Rollout", state: Mapping[str, Any]) -> None:
     """Raise `CheckpointError` with the reason unless the rollout can go on from the state."""
+    if not isinstance(state, Mapping):
+        raise CheckpointError(f"{type(state).__name__} is no state of a rollout")
     missing = [key for key in _PARTS if key not in state]
     if missing:
         raise CheckpointError(f"this is no state of a rollout: it lacks {', '.join(missing)}")

@@ -61,6 +61,8 @@ def test_what_cannot_be_written(state: dict[str, Any], tmp_path: Path) -> None:
         ({"format": FORMAT, "version": "9", "values": "{}"}, "version 9"),
         ({"format": FORMAT, "version": "1"}, "lacks the values"),
         ({"format": FORMAT, "version": "1", "values": "{"}, "lacks the values"),
+        ({"format": FORMAT, "version": "1", "values": "[1]"}, "is damaged: .* no names"),
+        ({"format": FORMAT, "version": "1", "values": '{"x": 1, "x.y": 2}'}, "'x.y' lies inside"),
     ],
 )
 def test_other_files_are_refused(tmp_path: Path, header: dict[str, str], words: str) -> None:

@@ -136,6 +136,8 @@ def test_wrong_states_are_refused_with_the_reason(make: Make, tiny_world_path: P
         ({**state, "env": kind}, f"a state of a {kind} environment in a {state['env']}"),
         ({k: v for k, v in state.items() if k != "shown"}, r"it lacks \['shown'\]"),
         ({**state, "np_random": {"bit_generator": "MT19937"}}, "np_random"),
+        ({**state, "np_random": {**state["np_random"], "state": torch.zeros(3)}}, "np_random"),
+        ({**state, "rollout": None}, "NoneType is no state of a rollout"),
         ({**state, "rollout": rollout.state_dict()}, "made with other weights of 'tiny'"),
         ({**state, "rollout": {**state["rollout"], "world": "pong"}}, "a state of 'pong'"),
         ({**state, "rollout": half.state_dict()}, "a state in bfloat16 in a rollout in float32"),

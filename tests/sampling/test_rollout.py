@@ -257,7 +257,9 @@ def test_a_rollout_does_not_follow_its_world(tiny_world_path: Any) -> None:
 def test_states_of_other_rollouts_are_refused(tiny_world: World) -> None:
     rollout, twin = ready(tiny_world), ready(tiny_world)
     state = rollout.state_dict()
-    cases: list[tuple[dict[str, Any], str]] = [
+    cases: list[tuple[Any, str]] = [
+        (None, "NoneType is no state"),
+        (state["cache"]["keys"], "Tensor is no state"),
         ({**state, "world": "pong"}, "a state of 'pong' in a rollout of"),
         (ready(tiny_world, 3).state_dict(), "a state of 3 slots in a rollout of 2"),
         (ready(variant(tiny_world, kv_range=2)).state_dict(), "cache keys .* do not fit"),
