@@ -1,6 +1,6 @@
 """Checks of what callers hand to a rollout, before anything moves."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,20 +15,26 @@ def is_index(value: object, size: int) -> bool:
     return whole and 0 <= value < size  # type: ignore[operator]
 
 
-def check_slots(slots: Sequence[int] | None, batch_size: int) -> list[int]:
+def check_slots(
+    slots: Sequence[int] | None, batch_size: int, *, repeated: bool = False
+) -> list[int]:
     """The slots named, all of them for None.
 
-    Raises `ConfigError` unless there are some, all different and known.
+    Raises `ConfigError` unless there are some, all known and, if not `repeated`, different.
     """
     if slots is None:
         return list(range(batch_size))
-    chosen = [int(slot) for slot in slots]
-    wrong = [slot for slot in chosen if not 0 <= slot < batch_size]
-    if wrong or not chosen or len(set(chosen)) != len(chosen):
+    named: Any = slots.tolist() if isinstance(slots, (np.ndarray, Tensor)) else slots
+    several = isinstance(named, Iterable) and not isinstance(named, str)
+    chosen = list(named) if several else []
+    known = all(is_index(slot, batch_size) for slot in chosen)
+    if not chosen or not known or not (repeated or len(set(chosen)) == len(chosen)):
+        different = "" if repeated else " different"
         raise ConfigError(
-            f"slots {chosen}: one or more different slots of 0…{batch_size - 1} are needed"
+            f"slots {chosen if several else named!r}: one or more{different} slots of "
+            f"0…{batch_size - 1} are needed"
         )
-    return chosen
+    return [int(slot) for slot in chosen]
 
 
 def chosen_clips(clip: int | Sequence[int] | None, count: int, size: int) -> list[int] | None:

@@ -203,7 +203,8 @@ class Rollout:
             self.time[slot] += 1
         self.chunk_index[list(slots)] += 1
 
-    def _require_unmoved(self) -> None:
+    def require_unmoved(self) -> None:
+        """Raise `ConfigError` if the world was moved to another device or dtype since."""
         keys = self.cache.keys_LRKD
         if keys.dtype != self.world.dit.block_dtype or keys.device != self.world.device:
             raise ConfigError(
@@ -212,7 +213,7 @@ class Rollout:
             )
 
     def _require_ready(self, slots: Iterable[int]) -> None:
-        self._require_unmoved()
+        self.require_unmoved()
         waiting = [slot for slot in slots if not self.ready[slot]]
         if waiting:
             raise NotReset(f"slots {waiting} were never reset: call reset() first")
@@ -302,7 +303,7 @@ class Rollout:
             ResetOptionError: two starts at once, or one that cannot be used.
             ConfigError: the world was moved to another device or dtype since.
         """
-        self._require_unmoved()
+        self.require_unmoved()
         chosen = check_slots(slots, self.batch_size)
         history_of = {"image": image, "video": video, "latents": latents}
         given = {"clip": clip, **history_of, "prompt": prompt}
@@ -390,6 +391,7 @@ class Rollout:
             temperature: factor on the initial noise of the copy, default this rollout's.
 
         Raises:
-            ConfigError: an unknown slot, not one seed per new slot, or a wrong setting.
+            ConfigError: an unknown slot, not one seed per new slot, a wrong setting, or the world
+                was moved to another device or dtype since.
         """
         return saved_state.fork(self, slots, seeds, steps=steps, temperature=temperature)

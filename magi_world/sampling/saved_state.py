@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from magi_world.errors import CheckpointError, ConfigError
+from magi_world.errors import CheckpointError
+from magi_world.sampling.arguments import check_slots
 
 if TYPE_CHECKING:
     from magi_world.sampling.rollout import Rollout
@@ -142,10 +143,8 @@ def fork(
     temperature: float | None = None,
 ) -> "Rollout":
     """See :meth:`magi_world.sampling.rollout.Rollout.fork`."""
-    chosen = [int(slot) for slot in slots]
-    wrong = [slot for slot in chosen if not 0 <= slot < rollout.batch_size]
-    if wrong or not chosen:
-        raise ConfigError(f"slots {chosen}: slots of 0…{rollout.batch_size - 1} are needed")
+    rollout.require_unmoved()
+    chosen = check_slots([] if slots is None else slots, rollout.batch_size, repeated=True)
     copy = type(rollout)(
         rollout.world, len(chosen),
         steps=rollout.steps if steps is None else steps,

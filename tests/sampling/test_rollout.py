@@ -250,6 +250,8 @@ def test_a_rollout_does_not_follow_its_world(tiny_world_path: Any) -> None:
         rollout.step([LEFT])
     with moved:
         rollout.reset()
+    with moved:
+        rollout.fork([0])
     world.to(dtype="float32")
     rollout.step([LEFT])
 
@@ -286,8 +288,14 @@ def test_a_fork_keeps_the_settings(tiny_world: World) -> None:
     ("slots", "seeds", "words"),
     [
         ([], None, r"slots \[\]"),
-        ([2], None, r"slots \[2\]: slots of 0…1"),
+        ([2], None, r"slots \[2\]: one or more slots of 0…1"),
         ([-1], None, r"slots \[-1\]"),
+        ([0.7], None, r"slots \[0.7\]"),
+        ([True], None, r"slots \[True\]"),
+        (["0"], None, r"slots \['0'\]"),
+        ("0", None, "slots '0'"),
+        (1, None, "slots 1"),
+        (None, None, r"slots \[\]"),
         ([0, 1], [1], "1 seeds for 2 slots"),
     ],
 )

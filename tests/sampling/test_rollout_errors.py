@@ -159,6 +159,10 @@ def test_a_reset_that_breaks_changes_nothing(
         ({"slots": [0, 0]}, ConfigError, r"slots \[0, 0\]: one or more different"),
         ({"slots": [2]}, ConfigError, r"slots \[2\]: .*0…1"),
         ({"slots": [-1]}, ConfigError, r"slots \[-1\]"),
+        ({"slots": [0.7]}, ConfigError, r"slots \[0.7\]"),
+        ({"slots": [True]}, ConfigError, r"slots \[True\]"),
+        ({"slots": "0"}, ConfigError, "slots '0'"),
+        ({"slots": 1}, ConfigError, "slots 1: one or more different"),
     ],
 )
 def test_a_wrong_reset_changes_nothing(
