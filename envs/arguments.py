@@ -13,14 +13,14 @@ STARTS = ("clip", "image", "video", "prompt")
 RESET_OPTIONS = (*STARTS, "prompts")
 
 
-def check_horizon(horizon: Any) -> None:
-    """Refuse a `horizon` that is neither None nor a whole number of chunks from 1 on.
+def check_horizon(horizon: Any, name: str = "horizon") -> None:
+    """Refuse a limit, the keyword `name`, that is neither None nor a number of chunks from 1 on.
 
     Raises:
         ConfigError: it is such a value.
     """
     if horizon is not None and (not _is_integer(horizon) or horizon < 1):
-        raise ConfigError(f"horizon {horizon!r}: a whole number of chunks, 1 or more, or None")
+        raise ConfigError(f"{name} {horizon!r}: a whole number of chunks, 1 or more, or None")
 
 
 def check_agents(card: Mapping[str, Any], for_players: bool) -> None:

@@ -111,7 +111,7 @@ class MultiEnv(ParallelEnv[str, Any, Any]):  # type: ignore[misc]  # PettingZoo 
         dtype: str | None = None,
     ) -> None:
         choose("actions", actions, ACTIONS)
-        check_horizon(max_cycles)
+        check_horizon(max_cycles, "max_cycles")
         self._env: _Whole | _RealWhole = _Whole(
             world,
             actions="text",
@@ -346,7 +346,7 @@ class RealMultiEnv(MultiEnv):
         dtype: str | None = None,
     ) -> None:
         choose("actions", actions, ACTIONS)
-        check_horizon(max_cycles)
+        check_horizon(max_cycles, "max_cycles")
         self._env = _RealWhole(
             world,
             game=game,

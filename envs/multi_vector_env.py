@@ -7,6 +7,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 
+from magi_world.envs.arguments import check_horizon
 from magi_world.envs.batches import batch_prompts
 from magi_world.envs.sharing import OwnView
 from magi_world.envs.spaces import ACTIONS, action_space, choose
@@ -56,6 +57,7 @@ class ParallelVectorEnv:
         **keywords: Any,
     ) -> None:
         self._actions = choose("actions", actions, ACTIONS)
+        check_horizon(max_cycles, "max_cycles")
         self._env = WholeVectorEnv(
             num_envs, world, actions="text", max_episode_steps=max_cycles, **keywords
         )

@@ -111,7 +111,7 @@ class WorldVectorEnv(VectorEnv[Any, Any, Any]):
             choose("render_mode", render_mode, RENDER_MODES)
         self.render_mode = render_mode
         check_horizon(horizon)
-        check_horizon(max_episode_steps)
+        check_horizon(max_episode_steps, "max_episode_steps")
 
         if isinstance(world, World):
             self.world = world.to(device, dtype)

@@ -263,6 +263,9 @@ def test_keywords_that_do_not_go_with_the_world_are_refused(duel: str, solo: str
             single(world=duel)
     with pytest.raises(ConfigError, match="no players"):
         ParallelVectorEnv(2, solo)
+    for limited in (MultiEnv, partial(ParallelVectorEnv, 2)):
+        with pytest.raises(ConfigError, match="max_cycles 0"):
+            limited(world=duel, max_cycles=0)
 
 
 # ---------------------------------------------------------------- batches

@@ -33,7 +33,7 @@ def make(tiny_world_path: Path) -> Make:
         ({"autoreset_mode": "later"}, "autoreset_mode 'later'"),
         ({"output": "jax"}, "output 'jax'"),
         ({"horizon": 0}, "horizon 0"),
-        ({"max_episode_steps": 0}, "horizon 0"),
+        ({"max_episode_steps": 0}, "max_episode_steps 0"),
         ({"actions": "wishes"}, "actions 'wishes'"),
     ],
 )
