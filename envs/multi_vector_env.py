@@ -1,5 +1,6 @@
 """Many games of a world with players at once: arrays by agent, one forward for all games."""
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -116,7 +117,7 @@ class ParallelVectorEnv:
         Raises as `WorldVectorEnv.reset`.
         """
         whole, infos = self._env.reset(seed=seed, options=options)
-        return self._divide(whole), {agent: dict(infos) for agent in self.agents}
+        return self._divide(whole), {agent: self._own(infos, agent) for agent in self.agents}
 
     def step(
         self, actions: Mapping[str, Any]
@@ -144,7 +145,7 @@ class ParallelVectorEnv:
             {agent: _copy(rewards[:, column]) for column, agent in enumerate(self.agents)},
             {agent: _copy(terminated) for agent in self.agents},
             {agent: _copy(truncated) for agent in self.agents},
-            {agent: dict(infos) for agent in self.agents},
+            {agent: self._own(infos, agent) for agent in self.agents},
         )
 
     def _compose(self, actions: Mapping[str, Any]) -> list[str]:
@@ -170,6 +171,13 @@ class ParallelVectorEnv:
 
     def _divide(self, whole: Any) -> dict[str, Any]:
         return {agent: self._view.of(whole, agent) for agent in self.agents}
+
+    def _own(self, infos: dict[str, Any], agent: str) -> dict[str, Any]:
+        """An agent's copy of the infos; of final observations it sees what it sees of others."""
+        own = copy.deepcopy(infos)
+        for slot in np.flatnonzero(own.get("_final_obs", ())):
+            own["final_obs"][slot] = self._view.of(own["final_obs"][slot], agent)
+        return own
 
     def get_state(self) -> dict[str, Any]:
         """Everything that decides the future of all games, copied: see `WorldEnv.get_state`."""

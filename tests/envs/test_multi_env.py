@@ -301,6 +301,24 @@ def test_games_of_a_batch_end_and_begin_again(duel: str) -> None:
     assert not truncated["first_0"].any()
 
 
+@pytest.mark.parametrize("observations", ["frames", "both"])
+def test_an_end_is_seen_as_all_else_and_infos_are_everybodys_own(
+    duel: str, observations: str
+) -> None:
+    env = ParallelVectorEnv(
+        2, duel, max_cycles=1, view="own", observations=observations, autoreset_mode="SAME_STEP"
+    )
+    env.reset(seed=0)
+    infos = env.step({})[4]
+    for agent in PLAYERS:
+        space = env.single_observation_spaces[agent]
+        assert all(space.contains(last) for last in infos[agent]["final_obs"])
+    one, other = (infos[agent] for agent in PLAYERS)
+    one["chunk"][:] = 9
+    one["final_info"]["chunk"][:] = 9
+    assert other["chunk"].tolist() == [0, 0] and other["final_info"]["chunk"].tolist() == [1, 1]
+
+
 def test_a_batch_in_torch_and_its_state(duel: str) -> None:
     env = ParallelVectorEnv(2, duel, output="torch", observations="latent", view="own")
     env.reset(seed=0)
