@@ -191,13 +191,15 @@ class MultiEnv(ParallelEnv[str, Any, Any]):  # type: ignore[misc]  # PettingZoo 
         Raises:
             ResetOptionError, PromptError, ConfigError: as `WorldEnv.reset`.
         """
-        known = {key: value for key, value in (options or {}).items() if key in RESET_OPTIONS}
+        known = options
+        if isinstance(options, Mapping):  # anything else is refused below
+            known = {key: value for key, value in options.items() if key in RESET_OPTIONS}
         self._whole, info = self._env.reset(seed=seed, options=self._options(known))
         self.agents = list(self.possible_agents)
         self._arbiter.begin()
         return self._divide(self.agents), {agent: dict(info) for agent in self.agents}
 
-    def _options(self, known: dict[str, Any]) -> dict[str, Any]:
+    def _options(self, known: dict[str, Any] | None) -> dict[str, Any] | None:
         return known
 
     def step(self, actions: Mapping[str, Any]) -> Results:
@@ -369,7 +371,7 @@ class RealMultiEnv(MultiEnv):
             for wording in (*card.get(key, {}).get(prompt, ()), prompt)
         }
 
-    def _options(self, known: dict[str, Any]) -> dict[str, Any]:
+    def _options(self, known: dict[str, Any] | None) -> dict[str, Any] | None:
         return {}  # the real game begins where it begins
 
     def _read(self, action: Any) -> str:

@@ -26,7 +26,13 @@ import magi_world
 from magi_world.envs import WorldEnv, WorldVectorEnv, pong_duel_v0
 from magi_world.envs.multi_env import MultiEnv
 from magi_world.envs.multi_vector_env import ParallelVectorEnv
-from magi_world.errors import ActionError, ConfigError, PromptError, WorldNotFound
+from magi_world.errors import (
+    ActionError,
+    ConfigError,
+    PromptError,
+    ResetOptionError,
+    WorldNotFound,
+)
 from tests.tiny_duel import PLAYERS, make_tiny_duel
 from tests.tiny_world import make_tiny_world
 
@@ -219,6 +225,13 @@ def test_wrong_actions_are_named_and_change_nothing(duel: str) -> None:
         text.step({"second_0": ""})
     with pytest.raises(PromptError, match="characters"):
         text.step({"first_0": "u" * 250})  # with the template more than the text encoder takes
+
+
+def test_options_that_are_no_dictionary_are_refused(duel: str) -> None:
+    env = MultiEnv(duel)
+    with pytest.raises(ResetOptionError, match="a dictionary is needed"):
+        env.reset(options=[1])  # type: ignore[arg-type]
+    assert env.agents == []
 
 
 def test_votes_are_counted_and_ties_go_to_the_lowest_agent(solo: str) -> None:
