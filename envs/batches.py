@@ -4,7 +4,7 @@ Nothing here knows where the slots live: one batch of this process and batches i
 read their arguments and lay out their infos alike.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -104,6 +104,7 @@ def batch_prompts(
     *,
     num_envs: int,
     ignored: Collection[int] = (),
+    check: Callable[[str], object] = lambda prompt: None,
 ) -> list[str]:
     """The prompt of every slot.
 
@@ -114,6 +115,7 @@ def batch_prompts(
         max_length: most characters of a text.
         num_envs: slots.
         ignored: slots whose action is not looked at; they get the no-op.
+        check: refuses texts that the world cannot use with a `PromptError`.
 
     Raises:
         PromptError, ActionError: not one action a slot, or a wrong one; the message names its slot.
@@ -128,11 +130,11 @@ def batch_prompts(
             found.append(prompts[0])
             continue
         try:
-            found.append(
-                as_prompt(action, max_length)
-                if form == "text"
-                else prompts[as_index(action, prompts)]
-            )
+            if form == "text":
+                found.append(as_prompt(action, max_length))
+                check(found[-1])
+            else:
+                found.append(prompts[as_index(action, prompts)])
         except ValueError as wrong:
             raise error(f"slot {slot}: {wrong}") from None
     return found

@@ -22,7 +22,7 @@ from magi_world.envs.sharing import Arbiter, OwnView, read_action, texts_of
 from magi_world.envs.spaces import ACTIONS, OBSERVATIONS, action_space, choose, max_prompt_length
 from magi_world.envs.spaces import observation_space as chunk_space
 from magi_world.envs.world_env import WorldEnv
-from magi_world.errors import ActionError, ConfigError
+from magi_world.errors import ActionError, ConfigError, PromptError
 from magi_world.players import players_of
 from magi_world.sampling.chunk import Chunk
 from magi_world.sampling.rollout import Starts
@@ -220,7 +220,11 @@ class MultiEnv(ParallelEnv[str, Any, Any]):  # type: ignore[misc]  # PettingZoo 
         if not self.agents:
             raise ResetNeeded("step() with no agents alive: call reset()")
         texts = texts_of(actions, self.agents, self._read)
-        observation, _, terminated, truncated, info = self._env.step(self._arbiter.prompt(texts))
+        prompt = self._arbiter.prompt(texts)
+        try:
+            observation, _, terminated, truncated, info = self._env.step(prompt)
+        except PromptError as wrong:  # each could be used, but all of them in the template cannot
+            raise PromptError(f"{', '.join(texts)} together: {wrong}") from None
         self._whole = observation
         self._arbiter.advance()
         living = self.agents
@@ -240,7 +244,10 @@ class MultiEnv(ParallelEnv[str, Any, Any]):  # type: ignore[misc]  # PettingZoo 
 
     def _read(self, action: Any) -> str:
         """The words of one agent's action."""
-        return read_action(action, self._actions, self._card["prompts"], self._max_length)
+        text = read_action(action, self._actions, self._card["prompts"], self._max_length)
+        if self._arbiter.arbitration is not None:  # also of those whose words are not chosen
+            self.world.check_prompt(text)
+        return text
 
     def _divide(self, agents: list[str]) -> dict[str, Any]:
         return {agent: self._view.of(self._whole, agent) for agent in agents}

@@ -238,11 +238,8 @@ class RayVectorEnv(VectorEnv[Any, Any, Any]):
             )
         prompts = batch_prompts(
             actions, self._actions, self._prompts, self._max_length,
-            num_envs=self.num_envs, ignored=over,
+            num_envs=self.num_envs, ignored=over, check=self._check_prompt,
         )  # fmt: skip
-        if isinstance(self._text, TextConfig):  # before any actor moves
-            for prompt in prompts:
-                check_prompt(prompt, self._text.max_bytes)
         rows: list[Any] = prompts
         if self._actions == "discrete":
             rows = [self._prompts.index(prompt) for prompt in prompts]
@@ -265,6 +262,11 @@ class RayVectorEnv(VectorEnv[Any, Any, Any]):
         if self.autoreset_mode == AutoresetMode.SAME_STEP:
             self._ended[:] = False
         return self._observations(), reward, terminated, truncated, infos
+
+    def _check_prompt(self, prompt: str) -> None:
+        """Refuse a text that the world cannot use, before any actor moves."""
+        if isinstance(self._text, TextConfig):
+            check_prompt(prompt, self._text.max_bytes)
 
     def _call(self, calls: Mapping[int, tuple[Any, ...]]) -> dict[int, tuple[Any, bool]]:
         """Call actors at once; what each returned, and whether it is still alive."""

@@ -249,7 +249,7 @@ class WorldVectorEnv(VectorEnv[Any, Any, Any]):
             )
         prompts = batch_prompts(
             actions, self._actions, self._prompts, self.max_prompt_length,
-            num_envs=self.num_envs, ignored=over,
+            num_envs=self.num_envs, ignored=over, check=self.world.check_prompt,
         )  # fmt: skip
         reward = torch.zeros(self._reward_shape, device=self.world.device)
         terminated = np.zeros(self.num_envs, np.bool_)

@@ -223,8 +223,10 @@ def test_wrong_actions_are_named_and_change_nothing(duel: str) -> None:
     text.reset(seed=0)
     with pytest.raises(PromptError, match="second_0"):
         text.step({"second_0": ""})
-    with pytest.raises(PromptError, match="characters"):
+    with pytest.raises(PromptError, match="^first_0 together: .* characters"):
         text.step({"first_0": "u" * 250})  # with the template more than the text encoder takes
+    with pytest.raises(PromptError, match="^first_0, second_0 together: .* UTF-8 bytes"):
+        text.step({"first_0": "ü" * 100, "second_0": "ü" * 100})
 
 
 def test_options_that_are_no_dictionary_are_refused(duel: str) -> None:
@@ -256,6 +258,10 @@ def test_turns_go_round_and_the_others_are_checked_but_ignored(solo: str) -> Non
         assert prompts == ["strafe left", "strafe right", "strafe left"]
     with pytest.raises(ActionError, match="agent_0"):
         env.step({"agent_0": 9, "agent_1": 2})  # not its turn, and still wrong
+    text = MultiEnv(solo, arbitration="turns")
+    text.reset(seed=0)
+    with pytest.raises(PromptError, match="agent_1: .* UTF-8 bytes"):
+        text.step({"agent_1": "ü" * 200})
 
 
 def test_keywords_that_do_not_go_with_the_world_are_refused(duel: str, solo: str) -> None:

@@ -62,6 +62,7 @@ def test_wrong_calls_change_nothing(make: Make) -> None:
         each.reset(seed=0)
     wrong: list[tuple[type[Exception], str, Callable[[], object]]] = [
         (PromptError, "slot 1", lambda: env.step(["strafe left", "", "strafe left"])),
+        (PromptError, "slot 2: .* 400 UTF-8", lambda: env.step(["a", "b", "ü" * 200])),
         (PromptError, "a list of 3", lambda: env.step(["strafe left"] * 2)),
         (PromptError, "a list of 3", lambda: env.step("strafe left")),
         (ResetOptionError, "bool array", lambda: env.reset(options={"reset_mask": [True] * 3})),
