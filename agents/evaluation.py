@@ -22,6 +22,7 @@ from magi_world.agents import BASELINES, Agent, has_agent, load
 from magi_world.agents.random_agent import NoOp, Sticky, Sweep
 from magi_world.errors import AgentError
 from magi_world.evaluation.metrics import difference_interval, mean_and_std
+from magi_world.players import players_of
 from magi_world.training.collect import Game
 from magi_world.world import World
 
@@ -174,8 +175,12 @@ def evaluate_agents(
 
     Raises:
         AgentError: `where` or `seeds` is not one of those known, there are no episodes to play, or
-            the real game is asked for without `make_game`.
+            the real game is asked for without `make_game`, or the world has players.
     """
+    if players_of(world.card):
+        raise AgentError(
+            f"the world {world.name!r} has players: evaluate-selfplay scores those who play them"
+        )
     if not set(where) <= {"dream", "real"}:
         raise AgentError(f'where {list(where)} is not made of "dream" and "real"')
     if seeds not in FIRST_SEEDS:

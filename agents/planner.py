@@ -28,6 +28,7 @@ from torch import Tensor
 
 from magi_world.agents.guide import Guide
 from magi_world.errors import AgentError, NotReset
+from magi_world.players import players_of
 
 if TYPE_CHECKING:
     from magi_world.sampling.rollout import Rollout
@@ -115,7 +116,7 @@ class Planner:
 
     Raises:
         AgentError: both forms of settings, a wrong one, a signal that the world does not have, a
-            value beside a guide, or the method "policy" without one.
+            value beside a guide, the method "policy" without one, or a world with players.
     """
 
     observations = "latent"
@@ -134,6 +135,8 @@ class Planner:
             raise AgentError(f"settings and {sorted(keywords)}: give one form of them")
         if value is not None and guide is not None:
             raise AgentError("a value and a guide: give one of them")
+        if players_of(world.card):
+            raise AgentError(f"the world {world.name!r} has players: one agent's plan is not all")
         self.world = world
         self.settings = PlannerSettings(**keywords) if settings is None else settings
         if self.settings.method == "policy" and guide is None:

@@ -27,6 +27,7 @@ from magi_world.agents.random_agent import NoOp, Random, Sweep
 from magi_world.envs.doom import TakeCoverGame
 from magi_world.errors import AgentError
 from magi_world.world import World
+from tests.tiny_duel import make_tiny_duel
 
 PROMPTS = ["stand still", "strafe left", "strafe right"]
 HORIZON = 9
@@ -289,6 +290,11 @@ def test_difference_from_blind_agents_has_an_interval() -> None:
 def test_wrong_requests_are_refused(wrong: dict[str, Any], message: str) -> None:
     with pytest.raises(AgentError, match=message):
         evaluate_agents(fake_world(), {"noop": NoOp()}, show=False, **wrong)
+
+
+def test_a_world_with_players_is_refused() -> None:
+    with pytest.raises(AgentError, match="'pong-duel' has players: evaluate-selfplay"):
+        evaluate_agents(make_tiny_duel(), {"noop": NoOp()}, where=["dream"], show=False)
 
 
 def test_policies_are_told() -> None:

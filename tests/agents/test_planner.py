@@ -19,6 +19,7 @@ from magi_world.agents.ppo_agent import PPOAgent, build_network
 from magi_world.agents.random_agent import NoOp
 from magi_world.errors import AgentError, NotReset, ResetOptionError
 from magi_world.world import World
+from tests.tiny_duel import make_tiny_duel
 
 PROMPTS = ["stand still", "strafe left", "strafe right"]
 
@@ -297,6 +298,11 @@ def test_a_history_of_latents(tiny_world: World) -> None:
 def test_wrong_settings(keywords: dict[str, Any], words: str) -> None:
     with pytest.raises(AgentError, match=words):
         planner(**keywords)
+
+
+def test_a_world_with_players_is_refused() -> None:
+    with pytest.raises(AgentError, match="'pong-duel' has players"):
+        Planner(make_tiny_duel())
 
 
 def test_wrong_calls(tiny_world: World) -> None:
