@@ -32,6 +32,7 @@ from magi_world.envs.batches import (
 from magi_world.envs.vector_env import WorldVectorEnv
 from magi_world.errors import ConfigError, missing_package
 from magi_world.models.text import check_prompt
+from magi_world.placement import check_place
 from magi_world.world import World, load
 
 if TYPE_CHECKING:
@@ -130,6 +131,7 @@ class RayVectorEnv(VectorEnv[Any, Any, Any]):
         refused = [name for name in ("output", "render_mode") if name in keywords]
         if refused:
             raise ConfigError(f"{refused}: slots in actors give numpy arrays and do not render")
+        check_place(None, keywords.get("dtype"))  # devices are those of the actors
         self.autoreset_mode = as_autoreset_mode(autoreset_mode)
         self._keywords = {**keywords, "autoreset_mode": self.autoreset_mode.name}
         on_gpu = str(keywords.get("device") or "cpu").startswith("cuda")
@@ -182,6 +184,11 @@ class RayVectorEnv(VectorEnv[Any, Any, Any]):
                 f"{self._timeout} s: Ray has {self._ray.cluster_resources()}, free are "
                 f"{self._ray.available_resources()}"
             ) from None
+        except self._ray.exceptions.RayActorError as error:
+            for actor in actors:
+                self._ray.kill(actor)
+            reason = str(error).strip().splitlines()[-1].strip()  # the rest is its stack
+            raise ConfigError(f"an actor with {self._keywords} did not start: {reason}") from error
 
     # ---------------------------------------------------------------- reset
 

@@ -213,6 +213,8 @@ def test_wrong_calls(make: Any, tiny_world_path: Path) -> None:
         ({"num_envs": 1}, "num_actors 2"),
         ({"output": "torch"}, "output"),
         ({"actions": "wishes"}, "actions 'wishes'"),
+        ({"dtype": "float16"}, "dtype 'float16'"),
+        ({"device": "nowhere"}, "did not start: .* device 'nowhere' cannot be used"),
     ):
         with pytest.raises(ConfigError, match=words):
             make(**keywords)
