@@ -177,6 +177,8 @@ class ChunkEnv(SingleEnv):
         self._chunk, self._seeded = state["chunk"], state["seeded"]
         self._ended = state["ended"]
         if not self.rollout.ready[0]:
+            self._shown.forget()
+            self._renderer.forget()
             return None
         frames = self._shown.restore(state["shown"], self.world.decode)
         self._renderer.add(lambda: frames()[0].cpu().numpy(), first=True)

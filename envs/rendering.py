@@ -74,6 +74,11 @@ class Renderer:
         elif self._window is not None:
             self._window.show(frames())
 
+    def forget(self) -> None:
+        """Drop all chunks, as before the first reset; a window keeps its picture until then."""
+        self._pending.clear()
+        self._last = None
+
     def render(self) -> Frames | list[Frames] | None:
         """Return one frame `[H, W, 3]`, a list of them, or None, as the mode says.
 
@@ -144,6 +149,12 @@ class SlotRenderers:
                 self._renderers[slot].add(partial(_row, frames, row), first=first)
         if self.mode == "human" and whole:
             self._renderers[0].add(self._mosaic)
+
+    def forget(self) -> None:
+        """Drop all chunks; see `Renderer.forget`."""
+        self._latest = [None] * len(self._latest)
+        for renderer in self._renderers:
+            renderer.forget()
 
     def _mosaic(self) -> Frames:
         """All slots in rows and columns, uint8 `[F, rows * H, columns * W, 3]`."""

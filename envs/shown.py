@@ -47,6 +47,11 @@ class ShownChunks:
         self.latents = new.pop("latents")
         self.forms = new
 
+    def forget(self) -> None:
+        """Show nothing, as before the first chunk."""
+        self.latents = torch.zeros_like(self.latents)
+        self.forms = {}
+
     def _forms_of(self, latents: Tensor, frames: Callable[[], Tensor]) -> dict[str, Tensor]:
         forms = {}
         if self.observations != "latent":

@@ -187,13 +187,13 @@ class WorldVectorEnv(VectorEnv[Any, Any, Any]):
         unbegun = np.flatnonzero(~self._begun)
         if set(unbegun.tolist()) - set(slots):
             raise ResetNeeded(f"slots {unbegun.tolist()} were never reset: reset all slots first")
-        if isinstance(seed, (int, np.integer)):
-            super().reset(seed=int(seed))
         chosen = {slot: seeds[slot] for slot in slots}
         for slot in slots:
             if chosen[slot] is None and not self._seeded[slot]:
                 chosen[slot] = int(self.np_random.integers(2**31))
         chunk = self._begin(slots, {s: v for s, v in chosen.items() if v is not None}, start)
+        if isinstance(seed, (int, np.integer)):
+            super().reset(seed=int(seed))
         infos: dict[str, Any] = {}
         self._place_reset(slots, chunk, infos)
         return self._shown.observation(), infos
@@ -369,6 +369,8 @@ class WorldVectorEnv(VectorEnv[Any, Any, Any]):
         for name in _ARRAYS:
             setattr(self, f"_{name}", state[name].cpu().numpy().copy())
         if not self._begun.all():
+            self._shown.forget()
+            self._renderers.forget()
             return None
         frames = self._shown.restore(state["shown"], self.world.decode)
         rows_of = {slot: slot for slot in range(self.num_envs)}

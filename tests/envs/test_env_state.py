@@ -118,6 +118,18 @@ def test_a_state_before_the_first_reset(make: Make, tmp_path: Path) -> None:
     assert equal(play(env, 3), play(twin, 3), exact=True)
 
 
+def test_a_state_before_the_first_reset_shows_nothing(make: Make) -> None:
+    """Also where something was shown before."""
+    env = make(render_mode="rgb_array")
+    blank = env.get_state()
+    env.reset(seed=3)
+    env.set_state(blank)
+    with pytest.raises(gym.error.ResetNeeded):
+        env.render()
+    shown = env.get_state()["shown"]
+    assert list(shown) == ["latents"] and not shown["latents"].any()
+
+
 def test_wrong_states_are_refused_with_the_reason(make: Make, tiny_world_path: Path) -> None:
     env, twin = make(), make()
     for each in (env, twin):

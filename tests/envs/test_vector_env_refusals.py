@@ -73,9 +73,11 @@ def test_wrong_calls_change_nothing(make: Make) -> None:
         (ConfigError, "allowed are", lambda: env.reset(seed=2**63 - 2)),
         (gym.error.Error, "Seed", lambda: env.reset(seed=-1)),
     ]
+    random = str(env.np_random.bit_generator.state)
     for error, words, call in wrong:
         with pytest.raises(error, match=words):
             call()
+    assert str(env.np_random.bit_generator.state) == random
     assert equal(env.step(["strafe left"] * 3), twin.step(["strafe left"] * 3), exact=True)
     discrete = make()
     discrete.reset(seed=0)
