@@ -166,6 +166,9 @@ class ChunkEnv(SingleEnv):
         The future is exact on the machine that saved it; elsewhere it is close. Before the first
         reset there is no observation, and None is returned.
 
+        Wrappers keep what they count themselves: below `gymnasium.make`, whose own check of the
+        order of calls wants to have seen a reset, call `reset` once before the first step.
+
         Raises:
             CheckpointError: no state of a single environment, or one that does not fit its rollout
                 (another world, other weights, dtype or geometry); nothing has changed.
