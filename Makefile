@@ -57,10 +57,11 @@ train-doom: $(VENV)/test.stamp
 
 PONG := runs/pong_duel
 train-pong: $(VENV)/test.stamp
-	$(BIN)/magi-world collect pong-duel --out $(PONG)/data --chunks 40000 --horizon 256
+	$(BIN)/magi-world collect pong-duel --out $(PONG)/data --chunks 80000 --horizon 256
 	$(BIN)/magi-world train-world pong_duel --data $(PONG)/data --out $(PONG)/world-run
 	$(BIN)/magi-world evaluate $(PONG)/world-run/world --data $(PONG)/data --out $(PONG)/report
-	$(BIN)/magi-world train-agent --self-play --world $(PONG)/world-run/world --out $(PONG)/agent
+	$(BIN)/magi-world train-agent --self-play --world $(PONG)/world-run/world --out $(PONG)/agent \
+		--starts-from $(PONG)/world-run --clips 6000 --eventful 0.8 --soon 10
 	$(BIN)/magi-world evaluate-selfplay --world $(PONG)/world-run/world --agent $(PONG)/agent
 
 # RLlib pins an older Gymnasium than everything else is tested with

@@ -9,6 +9,7 @@ from magi_world.agents.linear_training import Args as LinearArgs
 from magi_world.agents.ppo import Args
 from magi_world.agents.ppo_real import REAL_SETTINGS
 from magi_world.agents.recipe import available, recipe_settings
+from magi_world.agents.selfplay import SETTINGS
 from magi_world.cli import app
 from magi_world.errors import RecipeError
 
@@ -19,12 +20,16 @@ def write(folder: Path, text: str) -> Path:
     return path
 
 
+SHIPPED = {"doom_take_cover": ("ppo", "ppo-real", "linear"), "pong_duel": ("selfplay",)}
+
+
 @pytest.mark.parametrize("name", available())
 def test_shipped_recipes_are_settings_that_work(name: str) -> None:
-    for section in ("ppo", "ppo-real", "linear"):
+    for section in SHIPPED[name]:
         assert recipe_settings(name.replace("_", "-"), section)
     Args(**recipe_settings(name, "ppo"))
     Args(**(REAL_SETTINGS | recipe_settings(name, "ppo-real")))
+    Args(**(SETTINGS | recipe_settings(name, "selfplay")))
     LinearArgs(**recipe_settings(name, "linear"))
 
 
