@@ -80,13 +80,10 @@ def events(store: Store) -> NDArray[np.bool_]:
     The episode ends, health is lost, or a reward is another than it mostly is: a point in Pong, a
     death in a game that rewards every chunk survived.
     """
-    usual = np.median(store.reward[~store.held_out], axis=0)
-    rewarded = np.asarray(store.reward != usual).reshape(len(store.action), -1).any(axis=1)
-    inside = np.ones(len(store.action), bool)
-    inside[store.offsets[:-1]] = False  # a reset chunk counts for nothing
     lost = np.zeros(len(store.action), bool)
     lost[1:] = np.diff(store.health) < 0  # False where health is not known
-    return np.asarray(store.terminal | ((rewarded | lost) & inside))
+    lost[store.offsets[:-1]] = False  # a reset chunk counts for nothing
+    return np.asarray(store.terminal | store.unusual_rewards() | lost)
 
 
 def with_more_clips(

@@ -2,8 +2,8 @@
 
 They are trained on chunks that the model itself generates, one step ahead of a real history with
 the real action, because that is what they will judge; the real chunks that were there beside them
-take part too. Chunks near an episode's end are drawn more often than they occur and weighted back,
-so that probabilities stay calibrated.
+take part too. Chunks near an episode's end, and those with an unusual reward such as a point, are
+drawn more often than they occur and weighted back, so that probabilities stay calibrated.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -30,6 +30,9 @@ from magi_world.training.teacher_forcing import (
 from magi_world.world import World
 
 _BATCH = 16  # sequences generated together
+_RARE = (
+    0.5  # stretches with an unusual reward are drawn more often if fewer than this share have one
+)
 _REWARD_WEIGHT = 0.8  # of squared errors in units of the card's reward range
 _SIGNAL_WEIGHT = 10.0
 
@@ -102,14 +105,31 @@ def _plan(
     repeats = max(1, half // max(1, len(ends)))
     starts = [start for start in ends for _ in range(repeats)]
     weights = [1.0 / repeats] * len(starts)
-    picks = torch.randint(len(others), (half,), generator=generator).tolist()
-    starts += [others[i] for i in picks]
-    weights += [population / (half * kept_chunks(length))] * half
+    strata = _by_reward(store, others, length)
+    for stratum in strata:
+        count = max(1, half // len(strata))
+        picks = torch.randint(len(stratum), (count,), generator=generator).tolist()
+        starts += [stratum[i] for i in picks]
+        stands_for = population * len(stratum) / len(others)
+        weights += [stands_for / (count * kept_chunks(length))] * count
     order = torch.randperm(len(starts), generator=generator)
     rows = torch.tensor(starts)[order][:, None] + torch.arange(length)
     weight = torch.tensor(weights)[order]
     for i in range(0, len(rows), _BATCH):
         yield rows[i : i + _BATCH], weight[i : i + _BATCH]
+
+
+def _by_reward(store: Store, starts: list[int], length: int) -> list[list[int]]:
+    """Starts of stretches that keep a chunk with an unusual reward, and the others' starts.
+
+    One list where most stretches are of one sort anyway.
+    """
+    happens = np.concatenate([[0], store.unusual_rewards().cumsum()])
+    first = np.array(starts) + length - kept_chunks(length)
+    has_one = happens[first + kept_chunks(length)] > happens[first]
+    if not 0 < has_one.mean() < _RARE:
+        return [starts]
+    return [np.array(starts)[has_one].tolist(), np.array(starts)[~has_one].tolist()]
 
 
 def _captions(world: World) -> tuple[CaptionKV, list[int]]:

@@ -79,6 +79,16 @@ class Store:
         result: NDArray[np.float16] = np.load(self.latents_path)
         return result
 
+    def unusual_rewards(self) -> NDArray[np.bool_]:
+        """Chunks whose reward, some player's, is another than it mostly is; bool `[M]`.
+
+        Reset chunks, which nobody is rewarded for, are not among them.
+        """
+        usual = np.median(self.reward[~self.held_out], axis=0)
+        by_player = np.asarray(self.reward != usual).reshape(len(self.action), -1)
+        by_player[self.offsets[:-1]] = False
+        return np.asarray(by_player.any(axis=1))
+
     def episodes(self, held_out: bool) -> NDArray[np.int64]:
         """Indices of the episodes of one part of the split."""
         return np.flatnonzero(self.held_out[self.offsets[:-1]] == held_out)

@@ -51,6 +51,21 @@ def test_weighted_examples_are_as_deadly_as_the_data(trained: Path, tmp_path: Pa
     assert terminal.mean() > 2 * store.terminal.mean()  # ends are drawn more often
 
 
+def test_rare_points_are_drawn_more_often_and_weighted_back(trained: Path, tmp_path: Path) -> None:
+    world = load(trained / "world")
+    store = long_store(tmp_path, world)
+    rng = np.random.default_rng(1)
+    points = (rng.random(len(store.action)) < 0.02) & ~store.terminal
+    reward = np.where(points, 1.0, 4.0).astype(np.float32)
+    examples = generate_examples(
+        world, replace(store, reward=reward), length=8, chunks=1600, held_out=False, seed=0
+    )
+    drawn, weight = examples["reward"] == 1.0, examples["weight"]
+    share = float((weight * drawn).sum() / weight.sum())
+    assert share == pytest.approx(points.mean(), rel=0.2)
+    assert drawn.float().mean() > 2 * points.mean()
+
+
 def test_examples_are_generated_one_step_ahead(trained: Path, tmp_path: Path) -> None:
     """The generated half of the examples is what rollouts over the real history give."""
     from magi_world.training import outcome_stage
