@@ -307,6 +307,11 @@ def _end_lines(report: Mapping[str, Any]) -> dict[str, Any]:
     lines[f"ends predicted / happened, depth {depth} (n={ends['n']}, {ends['events']} ends)"] = (
         f"{_number(ends['ratio'])} [{_number(low)}, {_number(high)}]"
     )
+    points = report.get("points") or {"players": {}}
+    for player, row in points["players"].items():
+        for kind in ("won", "lost"):
+            name = f"points {kind} by {player} that the heads see one chunk ahead (n={row[kind]})"
+            lines[name] = row[f"{kind}_seen"]
     return lines
 
 

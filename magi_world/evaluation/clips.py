@@ -34,6 +34,11 @@ class Episode(Protocol):
         ...
 
     @property
+    def rewards(self) -> npt.NDArray[Any]:
+        """float `[n]`, or `[n, players]`"""
+        ...
+
+    @property
     def valid_frames(self) -> npt.NDArray[Any]:
         """integers `[n + 1]`, 0 to F"""
         ...

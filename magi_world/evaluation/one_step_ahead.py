@@ -44,6 +44,10 @@ class OneStepAhead:
     """health that the dreamed chunk costs, a share of 100; NaN if the world has no such signal"""
     lost: npt.NDArray[np.float64]
     """health that the real chunk did cost; NaN where the data does not know"""
+    reward: npt.NDArray[np.float64]
+    """`[n, R]`: what the dreamed chunk pays, a column for every player or a single one"""
+    paid: npt.NDArray[np.float64]
+    """`[n, R]`: what the real chunk did pay"""
 
 
 def one_step_ahead(
@@ -117,6 +121,11 @@ def _walk(
                 age=np.full(len(live), age),
                 damage=damage.double().cpu().numpy()[live],
                 lost=np.array([losses[slot][age] for slot in live], np.float64),
+                reward=ahead.reward.double().cpu().numpy().reshape(len(batch), -1)[live],
+                paid=np.array(
+                    [np.atleast_1d(batch[slot].rewards[age - 1]) for slot in live.tolist()],
+                    np.float64,
+                ).reshape(len(live), -1),
             )
         )
     return parts
@@ -156,3 +165,25 @@ def measure_damage(ahead: OneStepAhead) -> dict[str, Any] | None:
         "mean_predicted": float(damage.mean()),
         "mean_observed": float(lost.mean()),
     }
+
+
+def measure_points(ahead: OneStepAhead, players: Sequence[str]) -> dict[str, Any] | None:
+    """How much of the points that each player won and lost the heads see; None without players.
+
+    For each player: `won` and `lost`, chunks in which the game paid it more or less than nothing;
+    `won_seen` and `lost_seen`, the dreamed reward over the real one on these; `elsewhere`, the mean
+    size of the dreamed reward on all other chunks.
+    """
+    if not players:
+        return None
+    rows: dict[str, Any] = {}
+    for column, player in enumerate(players):
+        reward, paid = ahead.reward[:, column], ahead.paid[:, column]
+        row: dict[str, Any] = {}
+        for name, those in (("won", paid > 0), ("lost", paid < 0)):
+            seen = float(reward[those].sum() / paid[those].sum()) if those.any() else None
+            row |= {name: int(those.sum()), f"{name}_seen": seen}
+        nothing = paid == 0
+        row["elsewhere"] = float(np.abs(reward[nothing]).mean()) if nothing.any() else None
+        rows[player] = row
+    return {"n": len(ahead.paid), "unit": "chunks", "players": rows}

@@ -22,6 +22,7 @@ from magi_world.evaluation.motion import CONTEXT, Moments, episode_moments
 from magi_world.evaluation.objects import places_in_prediction, places_in_reconstruction
 from magi_world.evaluation.one_step_ahead import (
     measure_damage,
+    measure_points,
     measure_termination,
     one_step_ahead,
 )
@@ -39,6 +40,7 @@ from magi_world.evaluation.sizes import Sizes
 from magi_world.evaluation.strips import write_strips
 from magi_world.evaluation.variants import Tables, check_tables, measure_tables
 from magi_world.media.writing import require_av
+from magi_world.players import players_of
 from magi_world.world import World
 
 Say = Callable[[str], None]
@@ -133,6 +135,7 @@ def evaluate_world(
     ahead = one_step_ahead(world, held_out, settings, say=say)
     report["termination"] = ends = measure_termination(ahead)
     report["damage"] = measure_damage(ahead)
+    report["points"] = measure_points(ahead, players_of(world.card))
     title = f"{world.name}: {ends['terminal']} ends in {ends['n']} held-out chunks"
     plot_calibration(out / "calibration.png", ends["calibration"], title)
 

@@ -28,6 +28,10 @@ class FakeEpisode:
     terminated: bool
     health: npt.NDArray[np.float64] | None = None
 
+    @property
+    def rewards(self) -> npt.NDArray[np.float64]:
+        return np.ones(len(self.actions))
+
 
 def fake_episode(chunks: int, *, last_valid: int = 4, seed: int = 0) -> FakeEpisode:
     numbers = np.arange(chunks)

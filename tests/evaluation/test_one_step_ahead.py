@@ -1,6 +1,7 @@
 """One step ahead of a real prefix: every chunk once, from what really came before it."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from magi_world.evaluation.one_step_ahead import (
     OneStepAhead,
     health_lost,
     measure_damage,
+    measure_points,
     measure_termination,
     one_step_ahead,
 )
@@ -62,6 +64,8 @@ def made_up(probability: list[float], terminal: list[bool]) -> OneStepAhead:
         age=np.arange(n),
         damage=np.array(probability),
         lost=np.array([0.4 if end else 0.0 for end in terminal]),
+        reward=np.zeros((n, 1)),
+        paid=np.zeros((n, 1)),
     )
 
 
@@ -78,6 +82,32 @@ def test_measures_of_known_answers() -> None:
     assert damage is not None
     assert (damage["n"], damage["hits"], damage["auc"]) == (4, 1, 1.0)
     assert damage["mean_observed"] == pytest.approx(0.1)
+
+
+def test_points_seen_by_player() -> None:
+    ahead = replace(
+        made_up([0.0] * 4, [False] * 4),
+        paid=np.array([[1.0, -1.0], [-1.0, 1.0], [0.0, 0.0], [-1.0, 1.0]]),
+        reward=np.array([[0.5, -0.75], [-0.2, 0.2], [0.1, -0.3], [-0.4, 0.4]]),
+    )
+    points = measure_points(ahead, ["right", "left"])
+    assert points is not None and points["n"] == 4
+    right, left = points["players"]["right"], points["players"]["left"]
+    assert (right["won"], right["lost"]) == (1, 2)
+    assert right["won_seen"] == pytest.approx(0.5)
+    assert right["lost_seen"] == left["won_seen"] == pytest.approx(0.3)
+    assert left["lost_seen"] == pytest.approx(0.75)
+    assert right["elsewhere"] == pytest.approx(0.1)
+    assert measure_points(ahead, []) is None
+
+
+def test_rewards_stand_beside_what_was_dreamed(
+    tiny_world: World, episodes: list[EpisodeData]
+) -> None:
+    ahead = one_step_ahead(tiny_world, episodes[:3], DreamSettings(batch_size=32))
+    assert ahead.reward.shape == ahead.paid.shape == (len(ahead.age), 1)
+    total = sum(float(episode.rewards.sum()) for episode in episodes[:3])
+    assert ahead.paid.sum() == pytest.approx(total)
 
 
 def test_no_ends_give_no_area() -> None:
