@@ -141,12 +141,23 @@ def load_agents(
     """Load agents by name (see `load`); None means the baselines and the world's own, if any.
 
     The sweep is no baseline of a game of one's own, whose actions need not be left and right.
+
+    Raises:
+        AgentError: an agent that cannot be loaded, or a world with players.
     """
+    _refuse_players(world)
     if names is None:
         names = [*BASELINES, *([world.name] if has_agent(world) else [])]
         if "adapter" in world.card:
             names.remove("sweep")
     return {name: load(name, world=world, greedy=greedy) for name in names}
+
+
+def _refuse_players(world: World) -> None:
+    if players_of(world.card):
+        raise AgentError(
+            f"the world {world.name!r} has players: evaluate-selfplay scores those who play them"
+        )
 
 
 def evaluate_agents(
@@ -177,10 +188,7 @@ def evaluate_agents(
         AgentError: `where` or `seeds` is not one of those known, there are no episodes to play, or
             the real game is asked for without `make_game`, or the world has players.
     """
-    if players_of(world.card):
-        raise AgentError(
-            f"the world {world.name!r} has players: evaluate-selfplay scores those who play them"
-        )
+    _refuse_players(world)
     if not set(where) <= {"dream", "real"}:
         raise AgentError(f'where {list(where)} is not made of "dream" and "real"')
     if seeds not in FIRST_SEEDS:

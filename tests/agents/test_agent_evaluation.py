@@ -293,8 +293,11 @@ def test_wrong_requests_are_refused(wrong: dict[str, Any], message: str) -> None
 
 
 def test_a_world_with_players_is_refused() -> None:
+    duel = make_tiny_duel()
     with pytest.raises(AgentError, match="'pong-duel' has players: evaluate-selfplay"):
-        evaluate_agents(make_tiny_duel(), {"noop": NoOp()}, where=["dream"], show=False)
+        load_agents(duel)
+    with pytest.raises(AgentError, match="'pong-duel' has players: evaluate-selfplay"):
+        evaluate_agents(duel, {"noop": NoOp()}, where=["dream"], show=False)
 
 
 def test_policies_are_told() -> None:
