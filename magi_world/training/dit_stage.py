@@ -123,7 +123,8 @@ class DiTStage:
 
     def loss(self, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean error of the objective on one random batch."""
-        batch = self._batch(self.sequences, self.settings.batch_size, generator)
+        count = self.settings.batch_size // self.settings.workers
+        batch = self._batch(self.sequences, count, generator)
         objective = self._energy if self.settings.objective == "energy" else self._flow
         error_G = objective(batch, generator)
         loss = (error_G * batch.weight_G).sum() / batch.weight_G.sum()

@@ -26,6 +26,7 @@ from magi_world.errors import CheckpointError
 from magi_world.training.muon import Muon
 from magi_world.training.precision import choose_precision
 from magi_world.training.video_summary import add_video
+from magi_world.training.workers import Workers, backward
 
 _VIDEO_FPS = 12  # slower than the games, for looking at
 
@@ -125,8 +126,10 @@ class Trainer:
         *,
         resume: bool = False,
         console: Console | None = None,
+        workers: Workers | None = None,
     ) -> None:
         self.stage = stage
+        self.workers = workers
         self.settings = settings
         self.folder = folder
         self.console = console or Console(stderr=True)
@@ -161,7 +164,13 @@ class Trainer:
         """Train to the last step; leaves the EMA weights in the module."""
         if not self.finished:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._run(on_checkpoint)
+            if self.workers is not None:
+                self.workers.start(self.stage.module, self.precision)
+            try:
+                self._run(on_checkpoint)
+            finally:
+                if self.workers is not None:
+                    self.workers.stop()
         self.stage.module.load_state_dict(self.ema)
 
     def _run(self, on_checkpoint: Callable[[], None] | None) -> None:
@@ -221,12 +230,9 @@ class Trainer:
             for group in optimizer.param_groups:
                 group["lr"] = rate
         self.stage.progress = self.step / settings.steps
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.precision == "bfloat16"):
-            loss, scalars = self.stage.loss(self.generator)
-        self._require_finite("loss", float(loss.detach()))
-        for optimizer in self.optimizers.values():
-            optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        gradients = backward if self.workers is None else self.workers.backward
+        scalars = gradients(self.stage, self.generator, self.precision)
+        self._require_finite("loss", float(scalars["loss"]))
         norm = nn.utils.clip_grad_norm_(self.parameters, settings.grad_clip)
         self._require_finite("norm of the gradient", float(norm))
         for optimizer in self.optimizers.values():
@@ -237,7 +243,7 @@ class Trainer:
             for name, tensor in self.stage.module.state_dict().items():
                 self.ema[name].lerp_(tensor, 1 - decay)
         return {
-            "loss": loss.detach(), **scalars, "grad_norm": norm, "learning_rate": torch.tensor(rate)
+            **scalars, "grad_norm": norm, "learning_rate": torch.tensor(rate)
         }  # fmt: skip
 
     def _require_finite(self, what: str, value: float) -> None:

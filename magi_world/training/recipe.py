@@ -58,6 +58,8 @@ class DiTSettings(StageSettings):
     copies: int = 1
     """noisy copies of every chunk; the energy score needs two or more"""
     paraphrases: int = 4
+    workers: int = 1
+    """processes that share the sequences of a batch, see `training/workers.py`"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,7 +176,7 @@ _KINDS: dict[Any, str] = {
 }  # fmt: skip
 _LOWEST = {
     "steps": 1, "batch_size": 1, "log_every": 1, "sample_every": 1, "sequence": 2,
-    "paraphrases": 1, "chunks": 1, "copies": 1, "own_depth": 1,
+    "paraphrases": 1, "chunks": 1, "copies": 1, "own_depth": 1, "workers": 1,
 }  # fmt: skip
 _POSITIVE = ("learning_rate", "grad_clip")
 _SHARES = ("cooldown", "caption_dropout", "history_noise", "own_history", "own_after", "ema_decay")
@@ -207,6 +209,9 @@ def _settings(cls: type[StageSettings], values: dict[str, Any], source: str) -> 
             raise RecipeError(f"{source}: {name} {value} is a share, at most 1 (ema_decay below)")
     if values.get("most_kv_range", 0) > values.get("sequence", math.inf):
         raise RecipeError(f"{source}: most_kv_range is above sequence: no chunk would see so many")
+    size, workers = values.get("batch_size", 0), values.get("workers", 1)
+    if size % workers:
+        raise RecipeError(f"{source}: batch_size {size} cannot be shared by {workers} workers")
     try:
         return cls(**values)
     except TypeError as error:  # a value without a default is missing

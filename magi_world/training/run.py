@@ -20,9 +20,10 @@ from magi_world.training.loop import Trainer
 from magi_world.training.outcome_stage import OutcomeStage, generate_examples
 from magi_world.training.prepare import prepare, tics_by_source
 from magi_world.training.reading import Reading
-from magi_world.training.recipe import Recipe
-from magi_world.training.store import Store
+from magi_world.training.recipe import DiTSettings, Recipe
+from magi_world.training.store import Store, open_store
 from magi_world.training.vae_stage import VAEStage
+from magi_world.training.workers import Workers
 from magi_world.world import World, load
 
 STAGES = ("vae", "dit", "outcome")
@@ -82,8 +83,8 @@ def train_world(
     if first is not None:
         _begin_with(world, first, kept_parts)
 
-    def train(stage: Any, settings: Any) -> None:
-        run = Trainer(stage, settings, out, resume=resume, console=console)
+    def train(stage: Any, settings: Any, workers: Workers | None = None) -> None:
+        run = Trainer(stage, settings, out, resume=resume, console=console, workers=workers)
         earlier = STAGES.index(stage.name) < min(STAGES.index(name) for name in stages)
         if earlier and not run.step and kept_parts.issuperset(_PARTS[stage.name]):
             return
@@ -107,7 +108,9 @@ def train_world(
         _begin_with(world, first, kept_parts - {"vae"})
     last = max(STAGES.index(stage) for stage in stages)
     if last >= STAGES.index("dit"):
-        train(DiTStage(world, store, recipe.dit), recipe.dit)
+        make = partial(_dit_stage, world, store.folder, recipe.dit)
+        workers = Workers(make, recipe.dit.workers) if recipe.dit.workers > 1 else None
+        train(make(), recipe.dit, workers)
         world.to()  # captions of untrained weights are forgotten
     if last >= STAGES.index("outcome") and world.outcome is not None:
         examples = partial(
@@ -121,6 +124,11 @@ def train_world(
         module.eval()
     world.save(out / "world")
     return load(out / "world")
+
+
+def _dit_stage(world: World, store: Path, settings: DiTSettings) -> DiTStage:
+    """The stage as every process makes it for itself; the latents come from the disk."""
+    return DiTStage(world, open_store(store), settings)
 
 
 def _kept_parts(init: str | Path | None, parts: Sequence[str] | None) -> set[str]:

@@ -77,6 +77,7 @@ def test_overrides_replace_values() -> None:
         ({"vae": {"steps": 0}}, "steps"),
         ({"vae": {"steps": "many"}}, "steps"),
         ({"vae": {"steps": 2.5}}, "steps"),
+        ({"dit": {"workers": 3}}, "batch_size 4 cannot be shared by 3 workers"),
         ({"dit": {"batch_size": 0}}, "batch_size"),
         ({"dit": {"learning_rate": -1.0}}, "learning_rate"),
         ({"dit": {"caption_dropout": 1.5}}, "caption_dropout"),

@@ -316,6 +316,20 @@ def test_stages_of_one_process_do_not_disturb_each_other(
     assert same_world(tmp_path / "one", tmp_path / "two")
 
 
+def test_two_workers_share_a_batch_and_resume_bit_by_bit(
+    recipe: Recipe, data: Path, tmp_path: Path
+) -> None:
+    shared = replace(recipe, dit=replace(recipe.dit, workers=2))
+    longer = replace(shared, dit=replace(shared.dit, steps=6, cooldown=0.0))
+    threads = torch.get_num_threads()
+    train(longer, data, tmp_path / "whole", stages=["vae", "dit"])
+    assert torch.get_num_threads() == threads  # the workers' share was given back
+    first = replace(longer, dit=replace(longer.dit, steps=4))
+    train(first, data, tmp_path / "parts", stages=["vae", "dit"])
+    train(longer, data, tmp_path / "parts", resume=True, stages=["vae", "dit"])
+    assert same_world(tmp_path / "whole", tmp_path / "parts")
+
+
 def test_modules_of_run_name_all_stages() -> None:
     assert run.STAGES == ("vae", "dit", "outcome")
 
