@@ -22,7 +22,7 @@ class Slope:
 
     name = "slope"
 
-    def __init__(self, module: nn.Module, deadly: bool = False) -> None:
+    def __init__(self, module: nn.Linear, deadly: bool = False) -> None:
         self.module, self.deadly, self.progress = module, deadly, 0.0
 
     def loss(self, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
