@@ -75,6 +75,8 @@ def train_world(
     if not resume and any(out.glob("*.checkpoint.safetensors")):
         raise RecipeError(f"{out} holds a run already: resume it or choose another folder")
     kept_parts = _kept_parts(init, init_parts)
+    if recipe.vae.decoder_only and "vae" not in kept_parts and not resume:
+        raise RecipeError("decoder_only needs a VAE to begin with: name a world with --init")
     store = prepare(recipe, data, out, stages, console)
     first = None if init is None else load(init)
     with torch.random.fork_rng(devices=[]):
@@ -91,8 +93,10 @@ def train_world(
         if stage.name not in stages and not run.finished:
             raise RecipeError(f"stage {stage.name!r} is not finished in {out}: run it first")
         if not run.finished:
-            _refuse_stale(stage.name, out)
-            if stage.name == "vae":  # the latents are of the VAE that it was
+            new_latents = stage.name == "vae" and not recipe.vae.decoder_only
+            if stage.name != "vae" or new_latents:
+                _refuse_stale(stage.name, out)
+            if new_latents:  # those there are of the VAE that it was
                 _scale_note(store).unlink(missing_ok=True)
                 store.latents_path.unlink(missing_ok=True)
         run.run()
@@ -100,8 +104,8 @@ def train_world(
         world.card["training"][f"{stage.name}_steps"] = settings.steps
 
     vae = recipe.vae
-    weights = (vae.kl_weight, vae.motion_weight, vae.unusual_weight)
-    train(VAEStage(world.vae, store, vae.batch_size, *weights), vae)
+    how = (vae.kl_weight, vae.motion_weight, vae.unusual_weight, vae.decoder_only)
+    train(VAEStage(world.vae, store, vae.batch_size, *how), vae)
     kept = None if first is None else first.config.sampling.scale_factor
     world = _with_scale(world, encode_store(world, store, console, scale=kept))
     if first is not None:

@@ -31,8 +31,10 @@ class VAEStage:
         kl_weight: float,
         motion_weight: float,
         unusual_weight: float = 0.0,
+        decoder_only: bool = False,
     ) -> None:
         self.module = vae
+        vae.encoder.requires_grad_(not decoder_only)
         self.store = store
         self.batch_size = batch_size
         self.kl_weight = kl_weight

@@ -316,6 +316,22 @@ def test_stages_of_one_process_do_not_disturb_each_other(
     assert same_world(tmp_path / "one", tmp_path / "two")
 
 
+def test_a_decoder_learns_alone_and_latents_stay(
+    trained: Path, recipe: Recipe, data: Path, tmp_path: Path
+) -> None:
+    alone = replace(recipe, vae=replace(recipe.vae, decoder_only=True))
+    with pytest.raises(RecipeError, match="decoder_only needs a VAE to begin with"):
+        train(alone, data, tmp_path)
+    train(alone, data, tmp_path, stages=["vae"], init=trained / "world")
+    before, after = tensors_of(trained / "world"), tensors_of(tmp_path / "world")
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    # the bank is encoded again, by an encoder whose weights were rounded when they were saved
+    changed.remove(latents := "bank.safetensors:latents")
+    assert changed and all(name.startswith("vae.safetensors:decoder.") for name in changed)
+    bank = before[latents].float()
+    assert (after[latents].float() - bank).abs().max() < 0.05 * bank.abs().max()
+
+
 def test_two_workers_share_a_batch_and_resume_bit_by_bit(
     recipe: Recipe, data: Path, tmp_path: Path
 ) -> None:
