@@ -27,6 +27,9 @@ class VAESettings(StageSettings):
     unusual_weight: float = 0.0
     """extra weight of pixels that differ from the median picture of the data: what is small and may
     stand still, such as a paddle before a plain background"""
+    rare_weight: float = 0.0
+    """extra weight of pixels whose colour is rare in the data, such as a fireball's: what is small
+    and far away before a background that moves"""
     decoder_only: bool = False
     """the encoder stays as it is, so that latents, and what has learned on them, stay valid"""
 

@@ -104,8 +104,10 @@ def train_world(
         world.card["training"][f"{stage.name}_steps"] = settings.steps
 
     vae = recipe.vae
-    how = (vae.kl_weight, vae.motion_weight, vae.unusual_weight, vae.decoder_only)
-    train(VAEStage(world.vae, store, vae.batch_size, *how), vae)
+    weights = (vae.motion_weight, vae.unusual_weight, vae.rare_weight)
+    train(
+        VAEStage(world.vae, store, vae.batch_size, vae.kl_weight, *weights, vae.decoder_only), vae
+    )
     kept = None if first is None else first.config.sampling.scale_factor
     world = _with_scale(world, encode_store(world, store, console, scale=kept))
     if first is not None:
@@ -155,11 +157,11 @@ def _begin_with(world: World, first: World, parts: set[str]) -> None:
         if part not in known:
             raise CheckpointError(f"{first.name!r} has no {part} to begin with")
         state = known[part].state_dict()
-        if part == "dit" and len(first.dit.layers) < len(world.dit.layers):
-            state = deepened(world.dit, state, len(first.dit.layers))
-        if part == "dit" and world.dit.config.previous_chunk:
-            state = widened(world.dit, state)
         try:
+            if part == "dit" and len(first.dit.layers) < len(world.dit.layers):
+                state = deepened(world.dit, state, len(first.dit.layers))
+            if part == "dit" and world.dit.config.previous_chunk:
+                state = widened(world.dit, state)
             modules[part].load_state_dict(state)
         except RuntimeError as error:  # torch names every tensor that does not fit
             raise CheckpointError(f"{first.name!r} cannot be begun with: {error}") from None

@@ -236,6 +236,10 @@ def test_a_world_of_another_shape_is_no_beginning(
     wider = replace(recipe.config, outcome=replace(recipe.config.outcome, hidden_size=48))
     with pytest.raises(CheckpointError, match="cannot be begun with"):
         train(replace(recipe, config=wider), data, tmp_path, init=trained / "world")
+    finer = replace(recipe.config.dit, predicts="clean", previous_chunk=True, patch_size=1)
+    with pytest.raises(CheckpointError, match="cannot be begun with"):
+        other = replace(recipe, config=replace(recipe.config, dit=finer))
+        train(other, data, tmp_path / "finer", stages=["dit"], init=trained / "world")
     bare = replace(recipe.config, outcome=None)
     train(replace(recipe, config=bare), data, tmp_path / "bare")
     with pytest.raises(CheckpointError, match="no outcome to begin with"):
