@@ -158,6 +158,9 @@ def print_report(report: Mapping[str, Any]) -> None:
         )
         if places := place_rows(report):
             _print_table(title, places, ("depth", "dream", "low", "high", "vae"))
+        title = "share of the bright spots, by their size in pixels, that are there too"
+        if spots := spot_rows(report):
+            _print_table(title, spots, ("depth", "pixels", "n", "dream", "low", "high", "vae"))
     if "kv_ranges" in report:
         table = report["kv_ranges"]
         title = (
@@ -252,6 +255,21 @@ def place_rows(report: Mapping[str, Any]) -> list[dict[str, Any]]:
             flat = {"depth": depth, "dream": placed["ratio"], "vae": placed["vae"]}
             rows.append({**flat, "low": low, "high": high})
     return rows
+
+
+def spot_rows(report: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Shares of bright spots found again by depth and size, one flat row each; none of older
+    reports, and none of sizes that did not occur."""
+    return [
+        {
+            "depth": depth, "pixels": size, "n": spots["n"], "dream": spots["ratio"],
+            "vae": spots["vae"], "low": spots["ratio_interval"][0],
+            "high": spots["ratio_interval"][1],
+        }
+        for depth, row in report["hazard"]["depths"].items()
+        for size, spots in row.get("spots", {}).items()
+        if spots["n"]
+    ]  # fmt: skip
 
 
 def _picture_lines(report: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from magi_world.evaluation.dreaming import DreamSettings, new_rollout, prompts_o
 from magi_world.evaluation.metrics import Frames, Mask, blocks, moving_pixels, ratio_interval
 from magi_world.evaluation.one_step_ahead import health_lost
 from magi_world.evaluation.reconstruction import MOVING_THRESHOLD
+from magi_world.evaluation.spots import BRIGHT, NAMES, count_spots
 from magi_world.sampling.rollout import Rollout
 from magi_world.world import World
 
@@ -29,8 +30,6 @@ DEPTH = 20
 """chunks dreamed from each history"""
 BINS = ((1, 1), (2, 2), (3, 4), (5, 8), (9, 12), (13, 20))
 """first and last depth of each row, counted from 1"""
-BRIGHT = 192
-"""byte that one colour of a pixel must reach within a chunk to count as bright"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +51,9 @@ class Depths:
     last chunk that is not whole"""
     in_place: dict[str, Array] = field(default_factory=dict)
     """shares of the pixels that are bright and move in the real chunk and in `vae` or `dream`"""
+    spots: dict[str, Array] = field(default_factory=dict)
+    """bright spots of the real chunk's last picture by size, and how many of them `vae` and `dream`
+    have, `[n, DEPTH, K]`, see `spots.py`"""
 
 
 def draw_histories(episodes: Sequence[Episode], count: int, seed: int) -> list[tuple[int, int]]:
@@ -92,6 +94,7 @@ def dream_on(
     names = ("real", "vae", "dream") if pictures else ()
     moving = {name: (np.full(shape, np.nan), np.full(shape, np.nan)) for name in names}
     in_place = {name: np.full(shape, np.nan) for name in names if name != "real"}
+    spots = {name: np.full((*shape, len(NAMES)), np.nan) for name in names}
     known = [(played(episode), health_lost(episode), whole_chunks(episode)) for episode in episodes]
     prompts = prompts_of(world)
     width = min(settings.batch_size, len(histories))
@@ -132,9 +135,14 @@ def dream_on(
                 for name, shares in in_place.items():
                     both = masks[name][1] & masks["real"][1]
                     shares[at_rows, step] = both.mean(axis=(1, 2))
+                for at, *pictures_HWC in zip(
+                    at_rows, *(v[:, -1] for v in views.values()), strict=True
+                ):
+                    for name, counts in zip(views, count_spots(*pictures_HWC), strict=True):
+                        spots[name][at, step] = counts
         say(f"hazard by depth: {rows.stop} of {len(histories)} histories")
     owner = np.array([index for index, _ in histories], np.int64)
-    return Depths(episode=owner, moving=moving, in_place=in_place, **columns)
+    return Depths(episode=owner, moving=moving, in_place=in_place, spots=spots, **columns)
 
 
 def give_history(
@@ -178,7 +186,9 @@ def measure_hazard(depths: Depths) -> dict[str, Any]:
     hold mean shares of pixels, of real chunks, of the same through the VAE and of dreamed ones, and
     dream over real; `bright_in_place` the share of the real bright moving pixels that are so at the
     same place in the dream, with its interval, and through the VAE: a fireball that flies
-    elsewhere is not in place. The last row is all depths together.
+    elsewhere is not in place. `spots` holds, by size in pixels, how many bright spots the last
+    pictures of the real chunks had and which share of them the VAE and the dream have too. The last
+    row is all depths together.
     """
     rows: dict[str, Any] = {}
     deepest = depths.predicted.shape[1]
@@ -209,6 +219,9 @@ def measure_hazard(depths: Depths) -> dict[str, Any]:
                 "vae": _ratio(own, placed["vae"], real)["ratio"],
                 **_ratio(own, placed["dream"], real),
             }
+        if depths.spots:
+            counts = {view: table[:, those] for view, table in depths.spots.items()}
+            row["spots"] = {kind: _found(own, counts, i) for i, kind in enumerate(NAMES)}
         rows[name] = row
     return {
         "unit": "chunks",
@@ -217,6 +230,15 @@ def measure_hazard(depths: Depths) -> dict[str, Any]:
         "moving_threshold": MOVING_THRESHOLD,
         "bright": BRIGHT,
         "depths": rows,
+    }
+
+
+def _found(episode: Integers, counts: dict[str, Array], kind: int) -> dict[str, Any]:
+    real, vae, dream = (counts[view][..., kind] for view in ("real", "vae", "dream"))
+    return {
+        "n": int(np.nansum(real)),
+        "vae": _ratio(episode, vae, real)["ratio"],
+        **_ratio(episode, dream, real),
     }
 
 

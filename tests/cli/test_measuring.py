@@ -12,7 +12,14 @@ import typer
 
 from magi_world import agents
 from magi_world.agents.random_agent import NoOp
-from magi_world.cli.measuring import hazard_rows, parse_counts, pixel_rows, place_rows, report_game
+from magi_world.cli.measuring import (
+    hazard_rows,
+    parse_counts,
+    pixel_rows,
+    place_rows,
+    report_game,
+    spot_rows,
+)
 from magi_world.envs import real_env
 from magi_world.world import World
 from tests.cli.conftest import Run
@@ -115,9 +122,12 @@ def test_rows_are_flat() -> None:
     shares = {"n": 8, "real": 0.1, "vae": 0.09, "dream": 0.05, "ratio": 0.5}
     moving = {**shares, "ratio_interval": [0.4, 0.6]}
     placed = {"vae": 0.9, "ratio": 0.3, "ratio_interval": [0.2, 0.4]}
+    few = {"n": 3, "vae": 1.0, "ratio": 0.5, "ratio_interval": [0.1, 0.9]}
+    none = {"n": 0, "vae": None, "ratio": None, "ratio_interval": [None, None]}
     depths = {
         "1": {
             "n": 9, "ends": sums, "damage": None, "moving": moving, "bright_in_place": placed,
+            "spots": {"1-3": few, "4-8": none},
         },
     }  # fmt: skip
     report = {"hazard": {"depths": depths}}
@@ -128,6 +138,11 @@ def test_rows_are_flat() -> None:
     assert (pixels["n"], pixels["real"], pixels["high"]) == (8, pytest.approx(10.0), 0.6)
     (places,) = place_rows(report)
     assert places == {"depth": "1", "dream": 0.3, "vae": 0.9, "low": 0.2, "high": 0.4}
+    (spots,) = spot_rows(report)
+    assert (spots["depth"], spots["pixels"], spots["n"]) == ("1", "1-3", 3)
+    assert (spots["dream"], spots["vae"], spots["low"], spots["high"]) == (0.5, 1.0, 0.1, 0.9)
+    del depths["1"]["spots"]  # as in the reports before it was measured
+    assert spot_rows(report) == []
     del depths["1"]["bright_in_place"]  # as in the reports before it was measured
     assert place_rows(report) == []
 

@@ -7,13 +7,13 @@ import torch
 from magi_world.errors import DatasetError
 from magi_world.evaluation.dreaming import DreamSettings
 from magi_world.evaluation.hazard import (
-    BRIGHT,
     Depths,
     draw_histories,
     dream_on,
     measure_hazard,
     moving_masks,
 )
+from magi_world.evaluation.spots import BRIGHT, NAMES
 from magi_world.training.episodes import EpisodeData
 from magi_world.world import World
 
@@ -50,6 +50,8 @@ def test_a_history_is_what_the_cache_holds(tiny_world: World, episodes: list[Epi
         assert depths.moving["real"][0][0, step] == real[0].mean()
         both = (dreamed[1] & real[1]).mean()
         assert depths.in_place["dream"][0, step] == pytest.approx(both, abs=0.05)
+        found = depths.spots["dream"][0, step] <= depths.spots["real"][0, step]
+        assert found.all()
         assert depths.in_place["vae"][0, step] <= depths.moving["real"][1][0, step]
 
 
@@ -97,6 +99,8 @@ def test_a_dream_that_is_too_safe_shows_it() -> None:
     ended[:, 5:] = np.nan
     pair = (np.full((n, depth), 0.2), np.full((n, depth), 0.02))
     faded = (pair[0] / 2, pair[1] / 4)
+    spots = np.zeros((n, depth, len(NAMES)))
+    spots[..., 0] = 2
     table = measure_hazard(
         Depths(
             episode=np.arange(n) // 2,
@@ -106,6 +110,7 @@ def test_a_dream_that_is_too_safe_shows_it() -> None:
             lost=ended,
             moving={"real": pair, "vae": pair, "dream": faded},
             in_place={"vae": 0.9 * pair[1], "dream": np.linspace(1, 0, depth) * pair[1]},
+            spots={"real": spots, "vae": spots, "dream": spots * [0.5, 1, 1, 1, 1]},
         )
     )
     assert (table["histories"], table["episodes"]) == (40, 20)
@@ -117,6 +122,10 @@ def test_a_dream_that_is_too_safe_shows_it() -> None:
     assert rows["1-20"]["n"] == 200
     assert rows["1-20"]["damage"]["ratio"] == pytest.approx(0.5)
     assert rows["1-20"]["damage"]["ratio_interval"] == pytest.approx([0.5, 0.5])
+    small = rows["3-4"]["spots"]["1-3"]
+    assert (small["n"], small["vae"], small["ratio"]) == (160, 1.0, 0.5)
+    assert small["ratio_interval"] == pytest.approx([0.5, 0.5])
+    assert rows["3-4"]["spots"]["4-8"]["n"] == 0
     low, high = rows["1-20"]["ends"]["ratio_interval"]
     assert low < rows["1-20"]["ends"]["ratio"] < high
     assert rows["9-12"]["moving"]["ratio"] == pytest.approx(0.5)
