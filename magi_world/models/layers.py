@@ -170,23 +170,39 @@ class ParallelAttention(nn.Module):
         layer: int,
     ) -> Tensor:
         """Attention output before the gate `[T, E]`, float32 or the parameters' wider dtype."""
-        p, d, dtype = self.linear_qkv, self.config.kv_channels, x_TE.dtype
-        u = p.layer_norm(x_TE)
-        q, qx, k, v = (linear(u).unflatten(-1, (-1, d)) for linear in (p.q, p.qx, p.k, p.v))
-        n_q, n_k = self.q_layernorm, self.k_layernorm
-        norms = Norm(n_q.weight, n_q.bias), Norm(n_k.weight, n_k.bias)
+        q, qx, k, v = self.project(x_TE)
         place = memory.place(layer) if writes_fused(q) else None
         if place is None:
             # under autocast the products are narrower than x, and stay wide from here on
-            q = norm_rotary(q.to(dtype), *norms[0], *rotary, n_q.eps)
-            k = norm_rotary(k.to(dtype), *norms[1], *rotary, n_k.eps)
+            q, k = self.rotate(q.to(x_TE.dtype), k.to(x_TE.dtype), rotary)
             keys, values = memory.extend(layer, k, v)
         else:
+            n_q, n_k = self.q_layernorm, self.k_layernorm
+            norms = Norm(n_q.weight, n_q.bias), Norm(n_k.weight, n_k.bias)
             q = norm_rotary_write(q, k, v, norms, rotary, n_q.eps, place)
             keys, values = place.keys, place.values
         own, _ = attention(q, keys, values, attend)
-        crossed, _ = attention(self.q_layernorm_xattn(qx), *caption, cross)
-        both = torch.stack([own.flatten(1), crossed.flatten(1)], dim=1)  # [T, 2, E]
+        crossed, _ = attention(qx, *caption, cross)
+        return self.merge(own, crossed)
+
+    def project(self, x_TE: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Queries, normed cross-attention queries, keys and values, `[T, heads, D]` each."""
+        p, d = self.linear_qkv, self.config.kv_channels
+        u = p.layer_norm(x_TE)
+        q, qx, k, v = (linear(u).unflatten(-1, (-1, d)) for linear in (p.q, p.qx, p.k, p.v))
+        return q, self.q_layernorm_xattn(qx), k, v
+
+    def rotate(
+        self, q_THD: Tensor, k_TKD: Tensor, rotary: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Queries and keys, normed and rotated."""
+        n_q, n_k = self.q_layernorm, self.k_layernorm
+        q = norm_rotary(q_THD, n_q.weight, n_q.bias, *rotary, n_q.eps)
+        return q, norm_rotary(k_TKD, n_k.weight, n_k.bias, *rotary, n_k.eps)
+
+    def merge(self, own_THD: Tensor, crossed_THD: Tensor) -> Tensor:
+        """Output projection of what both attentions give, `[T, E]`."""
+        both = torch.stack([own_THD.flatten(1), crossed_THD.flatten(1)], dim=1)  # [T, 2, E]
         both = both.unflatten(-1, (INTERLEAVE, -1)).transpose(1, 2).flatten(1)
         out: Tensor = self.linear_proj(both)
         return out
@@ -243,5 +259,11 @@ class TransformerLayer(nn.Module):
         ada_G2E = self.ada_modulate_layer(condition_GC)
         gate_msa, gate_mlp = torch.tanh(ada_G2E.float()).to(ada_G2E.dtype).chunk(2, dim=-1)
         attn = self.self_attention(x_TE, rotary, attend, caption, cross, memory, layer)
-        after_attn = self._add(x_TE, attn, gate_msa, self.self_attn_post_norm)
-        return self._add(after_attn, self.mlp(after_attn), gate_mlp, self.mlp_post_norm)
+        return self.finish(x_TE, attn, gate_msa, gate_mlp)
+
+    def finish(
+        self, x_TE: Tensor, attn_TE: Tensor, gate_msa_GE: Tensor, gate_mlp_GE: Tensor
+    ) -> Tensor:
+        """Both branches added: the attention's, which is given, and the MLP's."""
+        after_attn = self._add(x_TE, attn_TE, gate_msa_GE, self.self_attn_post_norm)
+        return self._add(after_attn, self.mlp(after_attn), gate_mlp_GE, self.mlp_post_norm)

@@ -10,8 +10,6 @@ Shape suffixes: B slots, n tokens per chunk, T = B * n, Y caption tokens of a sl
 K groups, D head width, C channels, P latent frames, H rows, W columns.
 """
 
-import os
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
@@ -19,6 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from magi_world.compiler import cpp_compiler
 from magi_world.errors import ConfigError
 from magi_world.kernels.attention import AttnSlices, DeviceSlices, default_backend
 from magi_world.kernels.attention.triton_ops import SMALLEST_SIDE
@@ -36,12 +35,6 @@ if TYPE_CHECKING:
     from magi_world.sampling.sampler import ChunkSampler, Places
 
 _WARM_UP = 3  # runs before a capture: they compile kernels and fill the allocator
-
-
-def _cpp_compiler() -> str | None:
-    """Where the compiler is that torch would call."""
-    names = (os.environ.get("CXX"), "g++", "clang++")
-    return next((path for name in names if name and (path := shutil.which(name))), None)
 
 
 class _Pass(NamedTuple):
@@ -101,7 +94,7 @@ class FixedStep:
             raise ConfigError(
                 f"cuda_graph=True needs a CUDA device, the world is on {world.device}"
             )
-        if compile and world.device.type == "cpu" and not _cpp_compiler():
+        if compile and world.device.type == "cpu" and not cpp_compiler():
             raise ConfigError(
                 "compile=True on a CPU needs a C++ compiler: g++, clang++ or the one that CXX names"
             )

@@ -15,6 +15,7 @@ picture (Doom draws none after death): a model that generates still pictures wou
 termination head what nobody could see.
 """
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +29,7 @@ from magi_world.models.dit import CaptionKV, VideoDiT
 from magi_world.models.text import TextEncoder
 from magi_world.players import chunk_prompts, chunk_wordings
 from magi_world.sampling.schedule import warp
+from magi_world.training.compiled import compiled_layers
 from magi_world.training.energy_score import energy_score
 from magi_world.training.recipe import DiTSettings
 from magi_world.training.store import Store
@@ -126,7 +128,8 @@ class DiTStage:
         count = self.settings.batch_size // self.settings.workers
         batch = self._batch(self.sequences, count, generator)
         objective = self._energy if self.settings.objective == "energy" else self._flow
-        error_G = objective(batch, generator)
+        with compiled_layers(self.world.dit) if self.settings.compile else nullcontext():
+            error_G = objective(batch, generator)
         loss = (error_G * batch.weight_G).sum() / batch.weight_G.sum()
         error_SL = (error_G.detach() * (batch.weight_G > 0)).unflatten(0, batch.shape)
         return loss, {"first_chunk": error_SL[:, 0].mean(), "last_chunk": error_SL[:, -1].mean()}

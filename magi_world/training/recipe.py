@@ -65,6 +65,8 @@ class DiTSettings(StageSettings):
     paraphrases: int = 4
     workers: int = 1
     """processes that share the sequences of a batch, see `training/workers.py`"""
+    compile: bool = False
+    """run the layers through torch.compile, see `training/compiled.py`; needs a C++ compiler"""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
+from magi_world.compiler import cpp_compiler
 from magi_world.errors import CheckpointError, RecipeError
 from magi_world.training.bank import make_bank
 from magi_world.training.deepen import deepened, widened
@@ -72,6 +73,10 @@ def train_world(
         raise RecipeError(f"unknown stages {unknown or '(none)'}; known are {list(STAGES)}")
     if recipe.config.text is None:
         raise RecipeError(f"{recipe.path} [config] has no text encoder: prompts could not act")
+    if recipe.dit.compile and "dit" in stages and not cpp_compiler():
+        raise RecipeError(
+            "compile = true of [dit] needs a C++ compiler: g++, clang++ or the one that CXX names"
+        )
     if not resume and any(out.glob("*.checkpoint.safetensors")):
         raise RecipeError(f"{out} holds a run already: resume it or choose another folder")
     kept_parts = _kept_parts(init, init_parts)

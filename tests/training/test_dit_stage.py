@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from magi_world.compiler import cpp_compiler
 from magi_world.training import dit_stage
 from magi_world.training.dit_stage import DiTStage
 from magi_world.training.loop import Trainer
@@ -162,3 +163,24 @@ def test_a_shallower_world_is_a_beginning(
     rows = [w.rollout(2, seeds=[1, 2]) for w in (world, load(trained / "world"))]
     first, deep = (row.reset(prompt="go left").latents for row in rows)
     assert torch.allclose(first, deep, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.skipif(cpp_compiler() is None, reason="no C++ compiler")
+def test_compiled_layers_learn_the_same(trained: Path, recipe: Recipe) -> None:
+    world, store = load(trained / "world"), open_store(trained / "store")
+    results = []
+    for compile in (False, True):
+        stage = DiTStage(world, store, replace(recipe.dit, compile=compile))
+        stage.module.zero_grad()
+        loss, _ = stage.loss(torch.Generator().manual_seed(5))
+        loss.backward()
+        named = world.dit.named_parameters()
+        gradients = {name: p.grad.clone() for name, p in named if p.grad is not None}
+        results.append((loss.detach(), gradients))
+        assert "finish" not in vars(world.dit.layers[0])  # the model is left as it was
+    (plain, expected), (compiled, gradients) = results
+    torch.testing.assert_close(compiled, plain, rtol=1e-4, atol=1e-5)
+    assert gradients.keys() == expected.keys()
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-3, atol=1e-5)

@@ -320,6 +320,14 @@ def test_stages_of_one_process_do_not_disturb_each_other(
     assert same_world(tmp_path / "one", tmp_path / "two")
 
 
+def test_compiling_needs_a_compiler(
+    recipe: Recipe, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "cpp_compiler", lambda: None)
+    with pytest.raises(RecipeError, match="needs a C\\+\\+ compiler"):
+        train(replace(recipe, dit=replace(recipe.dit, compile=True)), data, tmp_path)
+
+
 def test_a_decoder_learns_alone_and_latents_stay(
     trained: Path, recipe: Recipe, data: Path, tmp_path: Path
 ) -> None:
