@@ -320,44 +320,6 @@ def test_stages_of_one_process_do_not_disturb_each_other(
     assert same_world(tmp_path / "one", tmp_path / "two")
 
 
-def test_compiling_needs_a_compiler(
-    recipe: Recipe, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(run, "cpp_compiler", lambda: None)
-    with pytest.raises(RecipeError, match="needs a C\\+\\+ compiler"):
-        train(replace(recipe, dit=replace(recipe.dit, compile=True)), data, tmp_path)
-
-
-def test_a_decoder_learns_alone_and_latents_stay(
-    trained: Path, recipe: Recipe, data: Path, tmp_path: Path
-) -> None:
-    alone = replace(recipe, vae=replace(recipe.vae, decoder_only=True))
-    with pytest.raises(RecipeError, match="decoder_only needs a VAE to begin with"):
-        train(alone, data, tmp_path)
-    train(alone, data, tmp_path, stages=["vae"], init=trained / "world")
-    before, after = tensors_of(trained / "world"), tensors_of(tmp_path / "world")
-    changed = {name for name in before if not torch.equal(before[name], after[name])}
-    # the bank is encoded again, by an encoder whose weights were rounded when they were saved
-    changed.remove(latents := "bank.safetensors:latents")
-    assert changed and all(name.startswith("vae.safetensors:decoder.") for name in changed)
-    bank = before[latents].float()
-    assert (after[latents].float() - bank).abs().max() < 0.05 * bank.abs().max()
-
-
-def test_two_workers_share_a_batch_and_resume_bit_by_bit(
-    recipe: Recipe, data: Path, tmp_path: Path
-) -> None:
-    shared = replace(recipe, dit=replace(recipe.dit, workers=2))
-    longer = replace(shared, dit=replace(shared.dit, steps=6, cooldown=0.0))
-    threads = torch.get_num_threads()
-    train(longer, data, tmp_path / "whole", stages=["vae", "dit"])
-    assert torch.get_num_threads() == threads  # the workers' share was given back
-    first = replace(longer, dit=replace(longer.dit, steps=4))
-    train(first, data, tmp_path / "parts", stages=["vae", "dit"])
-    train(longer, data, tmp_path / "parts", resume=True, stages=["vae", "dit"])
-    assert same_world(tmp_path / "whole", tmp_path / "parts")
-
-
 def test_modules_of_run_name_all_stages() -> None:
     assert run.STAGES == ("vae", "dit", "outcome")
 
