@@ -1,9 +1,28 @@
-"""Is there room on the disk? Asked before anything is made that is large."""
+"""Is there a place on the disk, and room? Asked before anything is made that takes long."""
 
+import os
 import shutil
 from pathlib import Path
 
 from magi_world.errors import ConfigError, MagiWorldError
+
+
+def check_folder(path: Path, error: type[MagiWorldError] = ConfigError) -> None:
+    """Refuse a folder in which nothing could be written.
+
+    Args:
+        path: the folder; it need not exist yet.
+        error: class of the error.
+
+    Raises:
+        MagiWorldError: of the class `error`: the folder, or one above it, is a file or is not ours
+            to write in.
+    """
+    place = _nearest(path)
+    if not place.is_dir():
+        raise error(f"{path} cannot be a folder: {place} is a file")
+    if not os.access(place, os.W_OK):
+        raise error(f"{path} cannot be written: {place} allows it to others only")
 
 
 def check_disk(path: Path, needed: int, error: type[MagiWorldError] = ConfigError) -> str:
@@ -20,10 +39,16 @@ def check_disk(path: Path, needed: int, error: type[MagiWorldError] = ConfigErro
     Raises:
         MagiWorldError: of the class `error`: fewer bytes are free.
     """
-    path = path.absolute()
-    place = next(parent for parent in (path, *path.parents) if parent.exists())
-    free = shutil.disk_usage(place).free
-    words = f"{needed / 1e9:.2f} GB of disk needed under {path}, {free / 1e9:.2f} GB free"
+    free = shutil.disk_usage(_nearest(path)).free
+    words = (
+        f"{needed / 1e9:.2f} GB of disk needed under {path.absolute()}, {free / 1e9:.2f} GB free"
+    )
     if free < needed:
         raise error(words)
     return words
+
+
+def _nearest(path: Path) -> Path:
+    """The path, or the nearest one above it that exists."""
+    path = path.absolute()
+    return next(parent for parent in (path, *path.parents) if parent.exists())

@@ -61,6 +61,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(error.format_message())
     except MagiWorldError as error:
         return _fail(str(error))
+    except OSError as error:  # of the user's files: no permission, a full disk, a file for a folder
+        return _fail(
+            f"{error.strerror or error}: {error.filename}" if error.filename else str(error)
+        )
     except typer.Abort:
         return 1
     return int(code or 0)

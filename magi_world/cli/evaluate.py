@@ -100,6 +100,7 @@ def evaluate(
     of the prompt, what another action would have done, episode lengths and the blind sweep's
     period, each with its n. Whole episodes are dreamed at temperature 1, whatever the others are.
     """
+    from magi_world.disk import check_folder
     from magi_world.evaluation.card import card_entries, update_card
     from magi_world.evaluation.dreaming import DreamSettings
     from magi_world.evaluation.report import evaluate_tables, evaluate_world
@@ -114,6 +115,7 @@ def evaluate(
     )
     if tables_only and not (tables.kv_ranges or tables.step_counts):
         raise typer.BadParameter("needs --kv-ranges or --steps-table", param_hint="'--tables-only'")
+    check_folder(out)
     loaded = load(world, device=device, dtype=dtype)
     settings = DreamSettings(steps=steps, temperature=temperature, seed=seed)
     sizes = Sizes(

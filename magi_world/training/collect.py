@@ -18,7 +18,7 @@ import numpy.typing as npt
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from magi_world.disk import check_disk
+from magi_world.disk import check_disk, check_folder
 from magi_world.errors import DatasetError
 from magi_world.training.episodes import FIRST_SEED, EpisodeData, is_held_out
 from magi_world.training.recording import dataset_folder, disk_needed, recording
@@ -130,14 +130,15 @@ def collect(
     given.
 
     Raises:
-        DatasetError: the dataset exists already, the disk is too small or an argument makes no
-            sense.
+        DatasetError: the dataset exists already, the disk is too small, the root is no place to
+            write in or an argument makes no sense.
         MissingPackage: Minari is absent.
     """
     _check_arguments(behaviours, chunks, first_episode, horizon)
     console = console or Console(stderr=True)
     root = Path(root).expanduser().resolve()
     result = Collected(dataset_id, dataset_folder(root, dataset_id))
+    check_folder(result.path.parent, DatasetError)
     game = make_game()
     try:
         needed = disk_needed(chunks, game.chunk_frames, game.frame_shape)

@@ -13,6 +13,7 @@ import torch
 from rich.console import Console
 
 from magi_world.compiler import cpp_compiler
+from magi_world.disk import check_folder
 from magi_world.errors import CheckpointError, RecipeError
 from magi_world.training.bank import make_bank
 from magi_world.training.deepen import deepened, widened
@@ -62,8 +63,8 @@ def train_world(
         The world, also saved in `out/world`.
 
     Raises:
-        RecipeError: an unknown stage or part, parts of no world, or ``out`` holds a run and
-            ``resume`` is False.
+        RecipeError: an unknown stage or part, parts of no world, or ``out`` is no place to write in
+            or holds a run and ``resume`` is False.
         DatasetError: data that cannot be used, or a disk that is too small, before anything trains.
         WorldNotFound, CheckpointError: ``init`` is no world, or one of another configuration.
     """
@@ -77,6 +78,7 @@ def train_world(
         raise RecipeError(
             "compile = true of [dit] needs a C++ compiler: g++, clang++ or the one that CXX names"
         )
+    check_folder(out, RecipeError)
     if not resume and any(out.glob("*.checkpoint.safetensors")):
         raise RecipeError(f"{out} holds a run already: resume it or choose another folder")
     kept_parts = _kept_parts(init, init_parts)

@@ -108,3 +108,36 @@ def test_help_imports_no_torch(tmp_path: Path) -> None:
     subprocess.run(
         [sys.executable, "-W", "error", "-c", code], cwd=tmp_path, check=True, capture_output=True
     )
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["rollout", "--chunks", "1"],
+        ["collect", "--chunks", "1"],
+        ["train-world", "--data", "."],
+        ["train-agent", "--steps", "1"],
+        ["evaluate", "--episodes", "2"],
+    ],
+    ids=lambda arguments: str(arguments[0]),
+)
+@pytest.mark.parametrize("place", ["taken", "taken/below"])
+def test_a_file_for_a_folder_is_one_line(
+    arguments: list[str],
+    place: str,
+    run: Run,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tiny_world_path: Path,
+    fake_game: object,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("taken").write_text("a file")
+    Path("prompts.csv").write_text("file,chunk,prompt\n")
+    words = {"rollout": [tiny_world_path], "evaluate": [tiny_world_path], "collect": ["tiny"]}
+    world = ["--world", tiny_world_path] if arguments[0] == "train-agent" else []
+    named = [*words.get(arguments[0], []), *world]
+    result = run(arguments[0], *named, *arguments[1:], "--out", place)
+    assert result.code == 2 and "taken" in result.err
+    assert result.err.splitlines()[-1].startswith("error: ") and "Traceback" not in result.err
+    assert Path("taken").read_text() == "a file"
