@@ -37,7 +37,8 @@ def prepare(
         if not store.episodes(held_out=part).size:
             which = "the held-out part" if part else "training"
             raise DatasetError(
-                f"no episode is in {which}: every twentieth seed is held out, collect more episodes"
+                f"no episode is in {which}: there are {len(store.offsets) - 1}, every twentieth "
+                "is held out; collect more episodes"
             )
     _check_lengths(store, recipe, stages)
     return store
@@ -60,6 +61,8 @@ def _store(recipe: Recipe, data: Sequence[Path], out: Path, console: Console) ->
                 f"{folder} was read from other data, {known}, not from {sources}: choose another "
                 "folder, or resume without data"
             )
+    if not sources:
+        raise DatasetError(f"{folder} holds no data that was read before: name some")
     console.print(check_disk(out, _disk_needed(recipe, total), DatasetError), soft_wrap=True)
     console.print(f"reading {total} chunks from {', '.join(map(str, data))}")
     episodes = (

@@ -6,6 +6,7 @@ once the VAE is trained, `latents.npy`. Chunks of an episode follow each other.
 
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from magi_world.errors import DatasetError
+
+_PARTIAL = "frames.partial.npy"
 
 
 class Episode(Protocol):
@@ -112,7 +115,7 @@ def build_store(
     is_held_out: Callable[[int], bool],
     expected_chunks: int,
 ) -> Store:
-    """Write a store; an interrupted build leaves nothing that :func:`open_store` would read.
+    """Write a store; a build that fails or is interrupted leaves nothing behind.
 
     Args:
         episodes: the data, in any order.
@@ -121,13 +124,29 @@ def build_store(
         expected_chunks: an upper bound of the number of chunks, reset chunks included.
 
     Raises:
-        DatasetError: no episode at all, or more chunks than expected.
+        DatasetError: no episode at all, more chunks than expected, or frames of different shapes.
     """
+    made = next((one for one in (folder.parent, folder) if not one.exists()), None)
     folder.mkdir(parents=True, exist_ok=True)
+    try:
+        return _build(episodes, folder, is_held_out, expected_chunks)
+    except BaseException:
+        (folder / _PARTIAL).unlink(missing_ok=True)
+        if made is not None:
+            shutil.rmtree(made)
+        raise
+
+
+def _build(
+    episodes: Iterable[Episode],
+    folder: Path,
+    is_held_out: Callable[[int], bool],
+    expected_chunks: int,
+) -> Store:
     columns: dict[str, list[NDArray[Any]]] = {}
     offsets = [0]
     frames: Any = None  # a memory map, once the shape of a chunk is known
-    partial = folder / "frames.partial.npy"
+    partial = folder / _PARTIAL
     for episode in episodes:
         count = len(episode.frames)
         if frames is None:
@@ -136,6 +155,11 @@ def build_store(
         end = offsets[-1] + count
         if end > expected_chunks:
             raise DatasetError(f"more than the expected {expected_chunks} chunks in the episodes")
+        if episode.frames.shape[1:] != frames.shape[1:]:
+            raise DatasetError(
+                f"frames of different sizes: chunks of {list(frames.shape[1:])}, and those of seed "
+                f"{episode.seed} of {list(episode.frames.shape[1:])}"
+            )
         frames[offsets[-1] : end] = episode.frames
         terminal = np.zeros(count, dtype=bool)
         terminal[-1] = episode.terminated
@@ -157,6 +181,7 @@ def build_store(
     used = offsets[-1]
     del frames
     _shorten(partial, used)
+    (folder / "table.npz").unlink(missing_ok=True)  # of other frames; without it there is no store
     os.replace(partial, folder / "frames.npy")
     table = {key: np.concatenate(value) for key, value in columns.items()}
     table["offsets"] = np.array(offsets, dtype=np.int64)

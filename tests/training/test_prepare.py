@@ -119,7 +119,7 @@ def test_frames_of_different_sizes(
         ({"actions": spaces.Discrete(4)}, "4 actions, the recipe's card the prompts .*stand still"),
         ({"steps": 3, "pattern": (0,)}, "shorter than one chunk of 4 steps"),
         ({"pattern": (0, 1)}, "the action changes within a chunk"),
-        ({"episodes": 10}, "no episode is in the held-out part"),
+        ({"episodes": 10}, "no episode is in the held-out part: there are 10, every twentieth"),
         ({"steps": 8}, "no episode has 4 chunks, the longest one has 3: shorten `sequence`"),
         ({"steps": 12}, "no episode has 6 chunks"),
         (
@@ -138,6 +138,29 @@ def test_bad_data_is_named(
     data = record(tmp_path / "data", monkeypatch, **dataset)
     with pytest.raises(DatasetError, match=words):
         run(recipe, [data], tmp_path / "run")
+    assert not list(tmp_path.glob("run/store/*.partial*"))
+
+
+def test_what_fails_on_the_way_leaves_nothing_behind(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = record(tmp_path / "good", monkeypatch)
+    mixed = record(tmp_path / "mixed", monkeypatch, pattern=(0, 0, 0, 0, 0, 1, 1, 1))
+    with pytest.raises(DatasetError, match="changes within a chunk"):
+        run(recipe, [good, mixed], tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    store = run(recipe, [good], tmp_path / "run").folder
+    kept = sorted(store.iterdir())
+    with pytest.raises(DatasetError, match="changes within a chunk"):
+        run(recipe, [good, mixed], tmp_path / "run")
+    assert sorted(store.iterdir()) == kept
+    assert run(recipe, [good], tmp_path / "run").summary()["episodes"] == 20
+
+
+def test_nothing_to_go_on_with(recipe: Recipe, tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="run/store holds no data that was read before"):
+        run(recipe, [], tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_dataset_without_actions(
