@@ -71,7 +71,8 @@ def import_minari(purpose: str) -> Any:
 def open_dataset(path_or_id: Path | str, *, root: Path | str | None = None) -> Any:
     """Open a dataset by its folder, or by its Minari id under `root` (default: Minari's own).
 
-    Raises `DatasetError` if there is none, `MissingPackage` without Minari. Nothing is downloaded.
+    Raises `DatasetError` if there is none or its files are damaged, `MissingPackage` without
+    Minari. Nothing is downloaded.
     """
     minari = import_minari("reading data")
     folder = Path(path_or_id).expanduser()
@@ -82,7 +83,14 @@ def open_dataset(path_or_id: Path | str, *, root: Path | str | None = None) -> A
     data = folder if folder.name == "data" else folder / "data"
     if not (data / "metadata.json").is_file():
         raise DatasetError(f"no Minari dataset at {folder}: it has no data/metadata.json")
-    return minari.MinariDataset(data)
+    try:
+        return minari.MinariDataset(data)
+    except (AssertionError, KeyError, OSError, ValueError) as error:  # as Minari reports them
+        raise _damaged(data, error) from None
+
+
+def _damaged(what: Path | str, error: Exception) -> DatasetError:
+    return DatasetError(f"{what} is damaged: {error or 'its metadata lacks something'}")
 
 
 @dataclass(frozen=True)
@@ -144,7 +152,11 @@ def _episodes(
     dataset: Any, layout: "_Layout", held_out: bool | None, grouping: tuple[Reading, int]
 ) -> Iterator[EpisodeData]:
     numbers = [int(number) for number in dataset.episode_indices]
-    for number, about in zip(numbers, dataset.storage.get_episode_metadata(numbers), strict=True):
+    try:
+        metadata = list(dataset.storage.get_episode_metadata(numbers))
+    except (KeyError, OSError) as error:
+        raise _damaged(dataset.id, error) from None
+    for number, about in zip(numbers, metadata, strict=True):
         seed = int(about.get("seed", FIRST_SEED + number))
         if held_out is not None and is_held_out(seed) != held_out:
             continue
@@ -154,6 +166,8 @@ def _episodes(
             raise DatasetError(
                 f"{dataset.id}, episode {number}: actions, rewards or pictures are missing: {error}"
             ) from None
+        except OSError as error:
+            raise _damaged(dataset.id, error) from None
         behaviour = str(about.get("options", {}).get("behaviour", ""))
         yield layout.read(episode, seed, behaviour, grouping)
 
@@ -166,6 +180,7 @@ class _Layout:
     key: str | None  # the entry of a Dict observation that holds the frames
     shape: tuple[int, ...]  # of one observation's frames
     first_action: int
+    num_actions: int
 
     @property
     def single(self) -> bool:
@@ -198,26 +213,44 @@ class _Layout:
                 f"or uint8 [H, W, 3]; they are {getattr(space, 'dtype', None)} "
                 f"{list(getattr(space, 'shape', None) or [])}"
             )
-        return cls(name, key, tuple(map(int, space.shape)), int(actions.start))
+        shape = tuple(map(int, space.shape))
+        return cls(name, key, shape, int(actions.start), int(actions.n))
 
     def read(
         self, episode: Any, seed: int, behaviour: str, grouping: tuple[Reading, int]
     ) -> EpisodeData:
         observations = episode.observations
         frames = np.asarray(observations if self.key is None else observations[self.key])
-        actions = np.asarray(episode.actions, np.int64) - self.first_action
+        taken = np.asarray(episode.actions)
+        actions = taken.astype(np.int64) - self.first_action
         rewards = np.asarray(episode.rewards, np.float32)
+        where = f"{self.name}, episode {episode.id}"
         if len(frames) != len(actions) + 1 or not len(actions):
             raise DatasetError(
-                f"{self.name}, episode {episode.id}: {len(actions)} actions need "
-                f"{len(actions) + 1} observations and at least one action, it has {len(frames)}"
+                f"{where}: {len(actions)} actions need {len(actions) + 1} observations and at "
+                f"least one action, it has {len(frames)}"
             )
+        if frames.dtype != np.uint8 or frames.shape[1:] != self.shape:
+            raise DatasetError(
+                f"{where}: frames of different sizes or kinds, {frames.dtype} "
+                f"{list(frames.shape[1:])}, the dataset has uint8 {list(self.shape)}"
+            )
+        if (
+            taken.dtype.kind not in "iu"
+            or not ((0 <= actions) & (actions < self.num_actions)).all()
+        ):
+            raise DatasetError(
+                f"{where}: actions from {taken.min()} to {taken.max()}, which are not all of the "
+                f"{self.num_actions} whole numbers from {self.first_action} on"
+            )
+        if not np.isfinite(rewards).all():
+            raise DatasetError(f"{where}: a reward is NaN or infinite")
         terminated = bool(np.asarray(episode.terminations)[-1])
         health = None
         if self.single:
             frames, actions, rewards, valid = group(
                 frames, actions, rewards, terminated=terminated, reading=grouping[0],
-                chunk_frames=grouping[1], source=f"{self.name}, episode {episode.id}",
+                chunk_frames=grouping[1], source=where,
             )  # fmt: skip
         else:
             infos = episode.infos or {}

@@ -134,10 +134,14 @@ def test_a_file_for_a_folder_is_one_line(
     monkeypatch.chdir(tmp_path)
     Path("taken").write_text("a file")
     Path("prompts.csv").write_text("file,chunk,prompt\n")
-    words = {"rollout": [tiny_world_path], "evaluate": [tiny_world_path], "collect": ["tiny"]}
-    world = ["--world", tiny_world_path] if arguments[0] == "train-agent" else []
-    named = [*words.get(arguments[0], []), *world]
-    result = run(arguments[0], *named, *arguments[1:], "--out", place)
+    verb, *options = arguments
+    named: dict[str, list[object]] = {
+        "rollout": [tiny_world_path],
+        "collect": ["tiny"],
+        "train-agent": ["--world", tiny_world_path],
+        "evaluate": [tiny_world_path],
+    }
+    result = run(verb, *named.get(verb, []), *options, "--out", place)
     assert result.code == 2 and "taken" in result.err
     assert result.err.splitlines()[-1].startswith("error: ") and "Traceback" not in result.err
     assert Path("taken").read_text() == "a file"

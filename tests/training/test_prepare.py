@@ -3,7 +3,7 @@
 import io
 import shutil
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -172,6 +172,59 @@ def test_a_dataset_without_actions(
             del episode["actions"]
     with pytest.raises(DatasetError, match="episode 0: actions, .* are missing: .*'actions'"):
         run(recipe, [data], tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("column", "change", "words"),
+    [
+        (
+            "observations",
+            lambda o: o[:, :32],
+            r"different sizes or kinds, uint8 \[32, 64, 3\], the",
+        ),
+        ("observations", lambda o: o / np.float32(255), "different sizes or kinds, float32 "),
+        ("actions", lambda a: a + 2, "actions from 2 to 3, .* 3 whole numbers from 0 on"),
+        ("actions", lambda a: a - 1, "actions from -1 to 0"),
+        ("actions", lambda a: a + 0.5, "actions from 0.5 to 1.5"),
+        ("rewards", lambda r: r * np.nan, "a reward is NaN or infinite"),
+    ],
+)
+def test_an_episode_that_is_not_what_the_dataset_says(
+    recipe: Recipe,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    column: str,
+    change: Callable[[Any], Any],
+    words: str,
+) -> None:
+    data = record(tmp_path / "data", monkeypatch)
+    with h5py.File(data / "data" / "main_data.hdf5", "r+") as file:
+        values = change(file["episode_13"][column][:])
+        del file["episode_13"][column]
+        file["episode_13"][column] = values
+    willing = replace(recipe, data=Reading(resize=True))
+    for any_recipe in (recipe, willing):
+        with pytest.raises(DatasetError, match=f"episode 13: .*{words}"):
+            run(any_recipe, [data], tmp_path / "run")
+
+
+@pytest.mark.parametrize("name", ["main_data.hdf5", "metadata.json"])
+@pytest.mark.parametrize("rest", [None, b"", b"{}", b"{"])
+def test_a_damaged_dataset(
+    recipe: Recipe,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    rest: bytes | None,
+) -> None:
+    data = record(tmp_path / "data", monkeypatch)
+    file = data / "data" / name
+    file.write_bytes(file.read_bytes()[:20_000] if rest is None else rest)
+    if name == "metadata.json" and rest is None:
+        file.unlink()
+    with pytest.raises(DatasetError, match="is damaged|no Minari dataset"):
+        run(recipe, [data], tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_prompts_in_another_order(
