@@ -19,6 +19,7 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
+from magi_world.config_section import is_number
 from magi_world.envs.doom import GameChunk
 from magi_world.envs.game_calls import check_action
 from magi_world.errors import ConfigError, DatasetError, NotReset
@@ -65,16 +66,12 @@ class GymnasiumGame:
 
     def __init__(self) -> None:
         kind = type(self).__name__
-        if not self.name or not self.actions:
-            raise ConfigError(f"{kind} needs a name and actions, one for each prompt")
-        if self.steps_per_chunk not in (1, 2, 4):
-            raise ConfigError(f"{kind}.steps_per_chunk {self.steps_per_chunk!r} is not 1, 2 or 4")
-        strange = sorted(set(self.action_weights or ()) - set(self.actions))
-        if strange:
-            raise ConfigError(f"{kind}.action_weights of {strange}, which are no actions")
+        self._check_attributes(kind)
         self.prompts = list(self.actions)
         self.frame_shape = (*self.size, 3)
         self.env: gymnasium.Env[Any, Any] = self.make()
+        if not isinstance(self.env, gymnasium.Env):
+            raise ConfigError(f"{kind}.make gives {_describe(self.env)}, no Gymnasium environment")
         space = self.env.action_space
         self._actions = [_as_member(space, action) for action in self.actions.values()]
         for prompt, action in zip(self.prompts, self._actions, strict=True):
@@ -141,6 +138,34 @@ class GymnasiumGame:
             self._closed = self._over = True
             self.env.close()
 
+    def _check_attributes(self, kind: str) -> None:
+        if not self.name or not self.actions:
+            raise ConfigError(f"{kind} needs a name and actions, one for each prompt")
+        if not isinstance(self.name, str):
+            raise ConfigError(f"{kind}.name {self.name!r} is no text")
+        if not isinstance(self.actions, Mapping) or not all(
+            isinstance(prompt, str) and prompt for prompt in self.actions
+        ):
+            raise ConfigError(
+                f"{kind}.actions {self.actions!r} is no dictionary from prompts, which are texts, "
+                "to actions of the environment"
+            )
+        if not (
+            isinstance(self.size, (tuple, list)) and len(self.size) == 2 and _are_counts(*self.size)
+        ):
+            raise ConfigError(f"{kind}.size {self.size!r} is not (height, width) in pixels")
+        for name in ("fps", "max_chunks"):
+            if not _are_counts(value := getattr(self, name)):
+                raise ConfigError(f"{kind}.{name} {value!r} is no whole number from 1 on")
+        if self.steps_per_chunk not in (1, 2, 4):
+            raise ConfigError(f"{kind}.steps_per_chunk {self.steps_per_chunk!r} is not 1, 2 or 4")
+        weights = self.action_weights or {}
+        if strange := sorted(set(weights) - set(self.actions)):
+            raise ConfigError(f"{kind}.action_weights of {strange}, which are no actions")
+        shares = [weights.get(prompt, 1.0) for prompt in self.actions]
+        if not all(is_number(share) and share >= 0 for share in shares) or not any(shares):
+            raise ConfigError(f"{kind}.action_weights {weights!r}: numbers from 0 on, not all 0")
+
     def _frame(self, observation: Any) -> Frames:
         """The frame of the moment, uint8 `[*size, 3]`.
 
@@ -160,6 +185,10 @@ class GymnasiumGame:
             )
         self._picture_shape = picture.shape
         return shrink(picture, *self.size)
+
+
+def _are_counts(*values: Any) -> bool:
+    return all(type(value) is int and value >= 1 for value in values)
 
 
 def _is_picture(value: Any) -> bool:

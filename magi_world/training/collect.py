@@ -8,6 +8,7 @@ behaviours are handed in, so nothing here knows which game is played or who play
 `training/episodes.py` reads such datasets, and other people's.
 """
 
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +20,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from magi_world.disk import check_disk, check_folder
-from magi_world.errors import DatasetError
+from magi_world.errors import DatasetError, MagiWorldError
 from magi_world.training.episodes import FIRST_SEED, EpisodeData, is_held_out
 from magi_world.training.recording import dataset_folder, disk_needed, recording
 
@@ -179,15 +180,16 @@ def play_episode(
     """Play one episode of the real game to its end, or cut it after `horizon` chunks.
 
     Raises:
-        DatasetError: the episode ends in the reset chunk, before anybody has acted.
+        DatasetError: the episode ends in the reset chunk, before anybody has acted; the game fails,
+            or gives a chunk that is not what it says its chunks are.
     """
     policy = behaviour.make(np.random.default_rng(seed))
     policy.reset(1, seed=seed)
-    chunks = [game.reset(seed)]
+    chunks = [_ask(game, game.reset, seed)]
     actions: list[int] = []
     while not (chunks[-1].terminated or chunks[-1].truncated or len(actions) == horizon):
         actions.append(int(policy.act(chunks[-1].frames[None])[0]))
-        chunks.append(game.step(actions[-1]))
+        chunks.append(_ask(game, game.step, actions[-1]))
     if not actions:
         raise DatasetError(f"{game.name} ends within the reset chunk of seed {seed}")
     return EpisodeData(
@@ -201,6 +203,31 @@ def play_episode(
         terminated=chunks[-1].terminated,
         truncated=not chunks[-1].terminated,
     )
+
+
+def _ask(game: Game, method: Callable[[int], GameChunk], number: int) -> GameChunk:
+    """The chunk that a game gives, checked: games are written by others."""
+    try:
+        chunk = method(number)
+    except MagiWorldError:
+        raise
+    except Exception as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        raise DatasetError(
+            f"{game.name} fails in {method.__name__}({number}): {type(error).__name__}: {error} "
+            f"({place.filename}, line {place.lineno})"
+        ) from error
+    frames, shape = np.asarray(chunk.frames), (game.chunk_frames, *game.frame_shape)
+    if frames.dtype != np.uint8 or frames.shape != shape:
+        raise DatasetError(
+            f"{game.name}: frames of different sizes or kinds, {method.__name__}({number}) gives "
+            f"{frames.dtype} {list(frames.shape)}, the game has uint8 {list(shape)}"
+        )
+    if not np.isfinite(chunk.reward).all():
+        raise DatasetError(
+            f"{game.name}: the reward of {method.__name__}({number}) is {chunk.reward}"
+        )
+    return chunk
 
 
 def _check_arguments(

@@ -3,7 +3,7 @@ import json
 import os
 import shutil
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -284,6 +284,36 @@ def test_a_game_that_ends_at_once_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(DatasetError, match="reset chunk of seed 1000000"):
         collect(Short, mixture(), dataset_id=NAME, root=tmp_path, chunks=5)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (
+            {"frames": np.zeros((4, 8, 9, 3), np.uint8)},
+            r"step\(2\) gives uint8 \[4, 8, 9, 3\], the",
+        ),
+        ({"frames": np.zeros((4, 8, 8, 3), np.float32)}, r"step\(2\) gives float32"),
+        ({"frames": np.zeros((3, 8, 8, 3), np.uint8)}, r"\[3, 8, 8, 3\]"),
+        ({"reward": float("nan")}, r"the reward of step\(2\) is nan"),
+        ({}, r"toy fails in step\(2\): RuntimeError: no server \(.*test_collect.py, line \d+\)"),
+    ],
+)
+def test_a_game_that_breaks_its_word_is_named(
+    tmp_path: Path, change: dict[str, Any], words: str
+) -> None:
+    class Odd(Game):
+        def step(self, action: int) -> Chunk:
+            chunk = super().step(action)
+            if self.count < 3 or action != 2:
+                return chunk
+            if not change:
+                raise RuntimeError("no server")
+            return replace(chunk, **change)
+
+    with pytest.raises(DatasetError, match=words):
+        collect(Odd, mixture(), dataset_id=NAME, root=tmp_path, chunks=60)
     assert list(tmp_path.iterdir()) == []
 
 
