@@ -12,7 +12,7 @@ import typer
 from magi_world.cli.evaluate import RealGame
 from magi_world.cli.output import emit_json, emit_pairs
 from magi_world.cli.worlds import AsJson, Device, DType
-from magi_world.errors import ConfigError
+from magi_world.errors import AgentError, ConfigError
 
 World = Annotated[str, typer.Option(help="A world's name, or a folder with one.")]
 
@@ -64,9 +64,14 @@ def collect(
     player: Any = None
     if agent is not None:
         from magi_world import agents
+        from magi_world.envs.games import check_fits
         from magi_world.world import load
+        from magi_world.worlds import available
 
+        if world is None and played.name not in available():
+            raise typer.BadParameter("is needed: the agent sees through it", param_hint="'--world'")
         seen_through = load(world or played.name)
+        check_fits(played, seen_through.card, seen_through.config)
         player = agents.load(agent, world=seen_through, greedy=False)
         if player.observations == "latent":
             player = SeesLatents(player, seen_through)
@@ -287,6 +292,8 @@ def train_agent(
         raise typer.BadParameter("needs --starts-from", param_hint="'--eventful'")
     if resume and recipe is not None:
         raise typer.BadParameter("OUT's settings go on with --resume", param_hint="'--recipe'")
+    if not resume and (out / "agent.json").exists():
+        raise AgentError(f"{out} holds an agent already: --resume it or choose another folder")
     given = {"seed": seed, "temperature": temperature}
     settings: dict[str, Any] = {name: v for name, v in given.items() if v is not None}
     if minutes is not None or steps is not None or generations is not None:

@@ -93,6 +93,10 @@ def test_a_wrong_argument_ends_with_one_line(
 
 
 def test_an_agent_goes_on(run: Run, tiny_world_path: Path, agent: Path) -> None:
+    kept = (agent / "agent.safetensors").read_bytes()
+    anew = run("train-agent", "--world", tiny_world_path, "--out", agent, "--steps", 16, *SETTINGS)
+    assert anew.code == 2 and "holds an agent already: --resume" in anew.err
+    assert (agent / "agent.safetensors").read_bytes() == kept
     base = ("train-agent", "--world", tiny_world_path, "--out", agent, "--resume", "--json")
     result = run(*base, "--steps", 48)
     assert result.code == 0, result.err

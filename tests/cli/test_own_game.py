@@ -106,6 +106,11 @@ def test_the_wrong_game_is_named(run: Run, folder: Path, tiny_world_path: Path) 
     for arguments in (("collect", f"{folder / 'game.py'}:Lamp", "--out", folder / "data"),):
         result = run(*arguments)
         assert result.code == 2 and "a game needs" in result.err
+    result = run(
+        "collect", game, "--out", folder / "data", "--chunks", 20, "--agent", "random",
+        "--world", tiny_world_path,
+    )  # fmt: skip
+    assert result.code == 2 and "'off again'" in result.err and not (folder / "data").exists()
     (folder / "game.py").unlink()
     result = run("train-world", folder / "lamp.toml", "--data", folder, "--out", folder / "run")
     assert result.code == 2 and "no file 'game.py' beside the recipe" in result.err

@@ -251,6 +251,9 @@ def test_collect_lets_an_agent_play_its_share(
     )  # fmt: skip
     assert result.code == 0, result.err
     assert set(result.data["by_behaviour"]) == {"sticky", "sweep", "still", "agent"}
+    blind = run("collect", "tiny", "--out", tmp_path / "b", "--agent", "random")
+    assert blind.code == 2 and "'--world': is needed" in blind.err
+    assert not (tmp_path / "b").exists()
 
 
 def test_a_folder_without_datasets_is_named(tmp_path: Path) -> None:
