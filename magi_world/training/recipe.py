@@ -13,6 +13,7 @@ from magi_world.errors import CheckpointError, ConfigError, RecipeError
 from magi_world.training.loop import StageSettings
 from magi_world.training.precision import PRECISIONS
 from magi_world.training.reading import Reading
+from magi_world.training.recipe_card import check_recipe_card
 
 OBJECTIVES = ("flow", "energy")
 
@@ -113,8 +114,8 @@ def load_recipe(name_or_path: str | Path, **overrides: dict[str, Any]) -> Recipe
     if not path.is_file():
         raise RecipeError(f"no recipe {str(name_or_path)!r}; shipped are {', '.join(available())}")
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as error:
+        data = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # editors may begin with a mark
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path}: {error}") from None
     known = {"card", "config", *_SETTINGS}
     config_keys = data["config"] if isinstance(data.get("config"), dict) else {"outcome"}
@@ -140,6 +141,7 @@ def load_recipe(name_or_path: str | Path, **overrides: dict[str, Any]) -> Recipe
         check_card({**data["card"], "fps": config.fps, "config": data["config"]}, f"{path} [card]")
     except CheckpointError as error:
         raise RecipeError(str(error)) from None
+    check_recipe_card(data["card"], config.text, f"{path} [card]")
     reading = _reading(data.get("data", {}), config, f"{path} [data]")
     card = _with_adapter(data["card"], path)
     return Recipe(path=path, card=card, config=config, data=reading, **sections)

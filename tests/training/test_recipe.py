@@ -25,6 +25,9 @@ def shipped_text() -> str:
     return load_recipe("doom_take_cover").path.read_text(encoding="utf-8")
 
 
+STRAFE = r'^"strafe left" = \[[^]]*\]'
+
+
 def swap(pattern: str, text: str) -> Callable[[str], str]:
     """Replace the first place that fits a pattern."""
     return lambda whole: re.sub(pattern, text, whole, count=1, flags=re.MULTILINE)
@@ -114,6 +117,22 @@ def test_an_unknown_name_lists_what_ships(name: str) -> None:
         (swap("^kv_range = .*", "kv_range = 0"), r"\[config\]: kv_range 0"),
         (swap("^name = .*", ""), r"\[card\].*name"),
         (swap("^horizon =", "horizons ="), r"\[card\].*horizon"),
+        (swap("^licence", "license"), r"\[card\]: unknown \['license'\]"),
+        (swap(r"^name = .*", "name = 5"), r"\[card\]: name 5 is no text"),
+        (swap(r"^reward_range = .*", "reward_range = [0, inf]"), "is not finite"),
+        (swap(STRAFE, '"strafe left" = "go left"'), r"paraphrases .* no section"),
+        (swap(STRAFE, '"strafe lift" = []'), r"paraphrases of \['strafe lift'\]"),
+        (swap(STRAFE, '"strafe left" = [3]'), "3 for 'strafe left': a prompt is"),
+        (swap(STRAFE, '"strafe left" = [""]'), "the prompt is empty"),
+        (swap(STRAFE, f'"strafe left" = ["{"x" * 257}"]'), "257 UTF-8 bytes"),
+        (
+            swap(STRAFE, '"strafe left" = ["strafe right"]'),
+            "'strafe right' stands for 'strafe right' and again for 'strafe left'",
+        ),
+        (
+            swap('^(prompts = .*"strafe right")', r'\1, "stand still"'),
+            "and again for 'stand still'",
+        ),
         (lambda text: "vae = 3\n" + text.replace("\n[vae]", "\n[outcome.vae]"), "vae"),
     ],
 )
@@ -127,6 +146,15 @@ def test_what_is_wrong_in_a_file_is_named(
     with pytest.raises(RecipeError, match=words) as caught:
         load_recipe(path)
     assert "mine.toml" in str(caught.value)
+
+
+def test_the_encoding_of_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(shipped_text(), encoding="utf-8-sig")
+    assert load_recipe(path).card == load_recipe("doom_take_cover").card
+    path.write_bytes(shipped_text().encode() + "# ä\n".encode("latin-1"))
+    with pytest.raises(RecipeError, match="mine.toml: 'utf-8' codec"):
+        load_recipe(path)
 
 
 def test_a_file_may_lie_anywhere(tmp_path: Path) -> None:
