@@ -13,6 +13,7 @@ nothing and never terminates, because nobody has written down that it would.
 
 import csv
 from collections.abc import Iterator, Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,11 @@ def read_videos(
     for seed, (name, places) in zip(seeds, rows.items(), strict=True):
         frames = _decode(folder / name, config, reading)
         actions = np.empty(len(frames) - 1, np.int64)
+        if places[-1][0] > len(frames):
+            raise DatasetError(
+                f"{folder / TABLE}: a row of {name!r} begins behind the end of the video, which "
+                f"has {len(frames) / config.fps:.1f} seconds"
+            )
         for step, action in places:
             actions[step:] = action
         chunks, chosen, rewards, valid = group(
@@ -135,6 +141,8 @@ def _read_table(folder: Path, card: Mapping[str, Any], fps: int, reading: Readin
         rows.setdefault(line["file"], []).append((round(step), known[line["prompt"]]))
     for name, places in rows.items():
         places.sort()
+        if any(one[0] == other[0] and one != other for one, other in pairwise(places)):
+            raise DatasetError(f"{path}: two prompts hold at the same place of {name!r}")
         if places[0][0] > 0:
             raise DatasetError(f"{path}: no row says what holds at the beginning of {name!r}")
     return dict(sorted(rows.items()))
@@ -178,7 +186,7 @@ def _decode(path: Path, config: WorldConfig, reading: Reading) -> npt.NDArray[np
         stream = container.streams.video[0]
         stride = _stride(stream, path, config.fps)
         frames: list[npt.NDArray[np.uint8]] = []
-        for number, frame in enumerate(container.decode(stream)):
+        for number, frame in enumerate(_frames(container, stream, path)):
             if number % stride == 0:
                 picture = frame.to_ndarray(format="rgb24")
                 if reading.resize:
@@ -189,6 +197,15 @@ def _decode(path: Path, config: WorldConfig, reading: Reading) -> npt.NDArray[np
     if not frames:
         raise DatasetError(f"{path} holds no frame")
     return np.stack(frames)
+
+
+def _frames(container: Any, stream: Any, path: Path) -> Iterator[Any]:
+    from av.error import FFmpegError
+
+    try:
+        yield from container.decode(stream)
+    except FFmpegError as error:
+        raise DatasetError(f"{path} is damaged: {error}") from None
 
 
 def _by(size: tuple[int, int]) -> str:

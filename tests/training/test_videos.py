@@ -94,6 +94,8 @@ def test_a_faster_video_is_thinned_and_another_size_shrunk(tmp_path: Path) -> No
         (TABLE + "a.mp4,soon,stand still\n", "line 5: start_second 'soon' is no number"),
         (TABLE + "a.mp4,-1,stand still\n", "line 5: start_second '-1' is no place"),
         (TABLE.replace("a.mp4,0.0", "a.mp4,0.9"), "at the beginning of 'a.mp4'"),
+        (TABLE + "a.mp4,0,stand still\n", "two prompts hold at the same place of 'a.mp4'"),
+        (TABLE + "a.mp4,99,stand still\n", "'a.mp4' begins behind the end .* 1.4 seconds"),
         (TABLE, r"b.mp4, steps 8 to 11: the action changes within a chunk"),
     ],
 )
@@ -112,6 +114,12 @@ def test_videos_that_cannot_be_used_are_named(tmp_path: Path) -> None:
         read(path)
     film(path / "a.mp4", 3)
     with pytest.raises(DatasetError, match="a.mp4: shorter than one chunk"):
+        read(path)
+    film(path / "a.mp4", 14)
+    whole = (path / "a.mp4").read_bytes()
+    first = whole.index(b"mdat") + 4
+    (path / "a.mp4").write_bytes(whole[:first] + bytes(600) + whole[first + 600 :])
+    with pytest.raises(DatasetError, match="a.mp4 is damaged"):
         read(path)
     (path / "a.mp4").write_bytes(b"no video at all")
     with pytest.raises(DatasetError, match="a.mp4 cannot be read as a video"):
