@@ -12,6 +12,7 @@ from rich.console import Console
 
 from magi_world.disk import check_disk
 from magi_world.errors import DatasetError, RecipeError
+from magi_world.players import chunk_prompts
 from magi_world.training.collect import is_held_out
 from magi_world.training.outcome_stage import sequence_strata
 from magi_world.training.reading import Reading
@@ -29,10 +30,11 @@ def prepare(
     """Read all data into `out/store`, or open what an earlier run has read there.
 
     Raises:
-        RecipeError: the store is there already and was read from other data.
+        RecipeError: the store is there already and was read from other data, or for another recipe.
         DatasetError: data that cannot be used, too little of it, or too small a disk.
     """
     store = _store(recipe, data, out, console)
+    _check_recipe(store, recipe)
     for part in (True, False):
         if not store.episodes(held_out=part).size:
             which = "the held-out part" if part else "training"
@@ -97,6 +99,21 @@ def _disk_needed(recipe: Recipe, chunks: int) -> int:
     frames = config.chunk_frames * config.height * config.width * 3
     latents = 2 * int(np.prod(config.latent_shape))
     return int(1.1 * (chunks * (frames + latents) + parameters * _CHECKPOINT_BYTES))
+
+
+def _check_recipe(store: Store, recipe: Recipe) -> None:
+    """Refuse to go on with a store that was read for another recipe, where that can be seen."""
+    prompts, frames = chunk_prompts(recipe.card), recipe.config.frames_shape
+    if int(store.action.max()) >= len(prompts):
+        raise RecipeError(
+            f"{store.folder} has data of {int(store.action.max()) + 1} actions or more, the recipe "
+            f"the prompts {prompts}"
+        )
+    if store.frames.shape[1:] != frames:
+        raise RecipeError(
+            f"{store.folder} has chunks of {list(store.frames.shape[1:])}, the recipe of "
+            f"{list(frames)}"
+        )
 
 
 def _check_lengths(store: Store, recipe: Recipe, stages: Sequence[str]) -> None:

@@ -84,8 +84,10 @@ def train_world(
     kept_parts = _kept_parts(init, init_parts)
     if recipe.vae.decoder_only and "vae" not in kept_parts and not resume:
         raise RecipeError("decoder_only needs a VAE to begin with: name a world with --init")
-    store = prepare(recipe, data, out, stages, console)
     first = None if init is None else load(init)
+    if first is not None:  # outcome heads depend on the data, too
+        _copy_weights(_blank(recipe), first, kept_parts - {"outcome"})
+    store = prepare(recipe, data, out, stages, console)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.vae.seed)
         world = World(_card(recipe, store))
@@ -159,6 +161,22 @@ def _kept_parts(init: str | Path | None, parts: Sequence[str] | None) -> set[str
 def _begin_with(world: World, first: World, parts: set[str]) -> None:
     """Copy the weights of some parts of an earlier world; and what its card says of the real game,
     if that is the same."""
+    _copy_weights(world, first, parts)
+    begun_with = {**first.card.get("training", {}), "real_tics": _more_tics(world, first)}
+    world.card["training"]["begun_with"] = begun_with
+    if first.card["game"] == world.card["game"]:
+        for key in ("sweep_period", "sweeps"):
+            if key in first.card:
+                world.card[key] = first.card[key]
+
+
+def _blank(recipe: Recipe) -> World:
+    """A world of the recipe with any weights, to hold others against."""
+    with torch.random.fork_rng(devices=[]):
+        return World({**recipe.card, "fps": recipe.config.fps, "config": recipe.config.to_dict()})
+
+
+def _copy_weights(world: World, first: World, parts: set[str]) -> None:
     modules, known = world.modules(), first.modules()
     for part in sorted(modules.keys() & parts):
         if part not in known:
@@ -170,14 +188,10 @@ def _begin_with(world: World, first: World, parts: set[str]) -> None:
             if part == "dit" and world.dit.config.previous_chunk:
                 state = widened(world.dit, state)
             modules[part].load_state_dict(state)
-        except RuntimeError as error:  # torch names every tensor that does not fit
-            raise CheckpointError(f"{first.name!r} cannot be begun with: {error}") from None
-    begun_with = {**first.card.get("training", {}), "real_tics": _more_tics(world, first)}
-    world.card["training"]["begun_with"] = begun_with
-    if first.card["game"] == world.card["game"]:
-        for key in ("sweep_period", "sweeps"):
-            if key in first.card:
-                world.card[key] = first.card[key]
+        except (RuntimeError, ValueError) as error:
+            # torch has a line for every tensor that does not fit: the first says enough
+            words = " ".join(line.strip() for line in str(error).splitlines()[:2])
+            raise CheckpointError(f"{first.name!r} cannot be begun with: {words}") from None
 
 
 def _more_tics(world: World, first: World) -> int:

@@ -157,6 +157,19 @@ def test_what_fails_on_the_way_leaves_nothing_behind(
     assert run(recipe, [good], tmp_path / "run").summary()["episodes"] == 20
 
 
+def test_a_store_of_another_recipe(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = record(tmp_path / "data", monkeypatch, pattern=(0, 0, 0, 0, 2, 2, 2, 2))
+    run(recipe, [data], tmp_path / "run")
+    fewer = replace(recipe, card={**recipe.card, "prompts": ["a", "b"], "paraphrases": {}})
+    with pytest.raises(RecipeError, match="data of 3 actions or more, the recipe the prompts"):
+        run(fewer, [], tmp_path / "run")
+    wider = replace(recipe, config=replace(recipe.config, width=96))
+    with pytest.raises(RecipeError, match=r"chunks of \[4, 64, 64, 3\], the recipe of .* 96, 3\]"):
+        run(wider, [], tmp_path / "run")
+
+
 def test_nothing_to_go_on_with(recipe: Recipe, tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="run/store holds no data that was read before"):
         run(recipe, [], tmp_path / "run")

@@ -11,7 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-from magi_world.errors import CheckpointError, ConfigError, DatasetError, RecipeError
+from magi_world.errors import (
+    CheckpointError,
+    ConfigError,
+    DatasetError,
+    RecipeError,
+    WorldNotFound,
+)
 from magi_world.training import run
 from magi_world.training.bank import events, make_bank, with_more_clips
 from magi_world.training.dit_stage import DiTStage
@@ -236,6 +242,13 @@ def test_a_world_of_another_shape_is_no_beginning(
     wider = replace(recipe.config, outcome=replace(recipe.config.outcome, hidden_size=48))
     with pytest.raises(CheckpointError, match="cannot be begun with"):
         train(replace(recipe, config=wider), data, tmp_path, init=trained / "world")
+    deep = replace(recipe.config, dit=replace(recipe.config.dit, hidden_size=32, kv_channels=16))
+    with pytest.raises(CheckpointError, match="cannot be begun with") as caught:
+        train(replace(recipe, config=deep), data, tmp_path / "deep", init=trained / "world")
+    assert str(caught.value).count("size mismatch") <= 1 and not (tmp_path / "deep").exists()
+    with pytest.raises(WorldNotFound):
+        train(recipe, data, tmp_path / "deep", init=tmp_path / "nowhere")
+    assert not (tmp_path / "deep").exists()  # said before any data was read
     finer = replace(recipe.config.dit, predicts="clean", previous_chunk=True, patch_size=1)
     with pytest.raises(CheckpointError, match="cannot be begun with"):
         other = replace(recipe, config=replace(recipe.config, dit=finer))
