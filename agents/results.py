@@ -152,8 +152,8 @@ def replay(
     Returns one row each: `label`, `agent`, `where`, `note`, `recorded` and `replayed` (means),
     `low` and `high` (95 % bootstrap interval of the difference), `same` and `episodes` (how many
     returns are the same, of how many). On the machine that recorded them all are; on another one
-    rounding sets games apart. Where the world or the agent is not the recorded one nothing is
-    played, and `note` says so.
+    rounding sets games apart. Where the world or the agent is not the recorded one, or is not here,
+    nothing is played, and `note` says so.
     """
     return [_replay(world, row, make_game, show) for row in rows]
 
@@ -164,7 +164,10 @@ def _replay(world: World, row: Row, make_game: Callable[[], Game] | None, show: 
     result = told | {"note": "", "recorded": float(np.mean(recorded)), "episodes": len(recorded)}
     if row["world_hash"] not in (None, world_hash(world)):
         return result | {"note": "recorded with another world"}
-    agent = load(row["agent"], world=world, greedy=row["policy"] == "greedy")
+    try:
+        agent = load(row["agent"], world=world, greedy=row["policy"] == "greedy")
+    except AgentError as error:
+        return result | {"note": f"cannot be played: {error}"}
     (played,) = evaluate_agents(
         world, {row["agent"]: agent}, where=[row["where"]], episodes=len(recorded),
         seeds=row["seeds"], make_game=make_game, batch=row["width"], games=row["width"], show=show,

@@ -86,9 +86,10 @@ def evaluate_agent(
     With --record each score is kept as a row, and --table prints the table of all such rows.
     """
     from magi_world.agents.evaluation import Row, evaluate_agents, format_table, load_agents
+    from magi_world.agents.results import read_rows, result_row
     from magi_world.agents.results import record as keep
-    from magi_world.agents.results import result_row
     from magi_world.cli.games import real_game
+    from magi_world.disk import check_folder
     from magi_world.world import load
 
     where = ["dream", "real"] if real == dream else ["real"] if real else ["dream"]
@@ -99,6 +100,10 @@ def evaluate_agent(
     if rerun or plot is not None:
         name = "'--rerun'" if rerun else "'--plot'"
         raise typer.BadParameter("goes with --table only", param_hint=name)
+    if record is not None:  # what cannot be written is said before hours of play
+        check_folder(record.parent)
+        if record.exists():
+            read_rows(record)
     loaded = load(world, device=device, dtype=dtype)
     agents = load_agents(loaded, agent, greedy=greedy)
 

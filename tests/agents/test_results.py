@@ -300,8 +300,11 @@ def test_what_is_not_the_same_is_told(tiny_world: World, dreamer: Path) -> None:
     other_returns = row | {"returns": [tics + 50 for tics in row["returns"]]}
     other_world = row | {"world_hash": "another"}
     other_agent = row | {"args_hash": "another", "seed": 6}
-    found = replay(tiny_world, [other_returns, other_world, other_agent], None, show=False)
+    absent = row | {"agent": "moved/away"}
+    rows = [other_returns, other_world, other_agent, absent]
+    found = replay(tiny_world, rows, None, show=False)
     assert found[0]["same"] == 0 and found[0]["high"] < 0
     assert found[1]["note"] == "recorded with another world" and "same" not in found[1]
     assert found[2]["note"] == "the agent is another one: args_hash, seed changed"
+    assert found[3]["note"].startswith("cannot be played: no agent 'moved/away'")
     format_replayed(found)

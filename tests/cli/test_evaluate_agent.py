@@ -92,6 +92,20 @@ def test_a_wrong_argument_ends_with_one_line(
     assert line.startswith("error: ") and words in line
 
 
+@pytest.mark.parametrize("place", ["taken", "taken/below.json", "folder"])
+def test_a_record_that_cannot_be_kept_is_named_before_play(
+    place: str, run: Run, tiny_world_path: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "taken").write_text("no rows")
+    (tmp_path / "folder").mkdir()
+    result = run(
+        "evaluate-agent", "--world", tiny_world_path, "--agent", "noop", "--dream",
+        "--episodes", 1, "--record", tmp_path / place,
+    )  # fmt: skip
+    assert result.code == 2 and len(result.err.splitlines()) == 1
+    assert "holds no results" in result.err or "cannot be a folder" in result.err
+
+
 def test_an_agent_goes_on(run: Run, tiny_world_path: Path, agent: Path) -> None:
     kept = (agent / "agent.safetensors").read_bytes()
     anew = run("train-agent", "--world", tiny_world_path, "--out", agent, "--steps", 16, *SETTINGS)
