@@ -84,6 +84,8 @@ def evaluate_agent(
     """Play agents in the dream and in the real game and print one table of their returns.
 
     With --record each score is kept as a row, and --table prints the table of all such rows.
+
+    Example: magi-world evaluate-agent --world run/world --agent random --agent agent --episodes 30
     """
     from magi_world.agents.evaluation import Row, evaluate_agents, format_table, load_agents
     from magi_world.agents.results import read_rows, result_row

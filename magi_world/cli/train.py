@@ -54,7 +54,10 @@ def collect(
     Sticky random actions and, in Doom, blind sweeps and players who mostly stand still, in equal
     parts, and an agent if one is given; in Pong sticky random players and ones that follow the
     ball. The same arguments give the same data; a second collection
-    takes a first episode beyond the first one's.
+    takes a first episode beyond the first one's. Twenty episodes are the least that train-world
+    takes, because it holds out every twentieth.
+
+    Example: magi-world collect game.py:MyGame --out data --chunks 8000
     """
     from magi_world.cli.games import SeesLatents, game_maker, mixture
     from magi_world.training import collect as collecting
@@ -140,6 +143,8 @@ def train_world(
     """Train a world on data of a real game: VAE, then video model, then outcome heads.
 
     It can be stopped at any time; --resume goes on bit by bit where it was.
+
+    Example: magi-world train-world recipe.toml --data data --out run --set dit.steps=500
     """
     from magi_world.cli.games import dataset_folders
     from magi_world.training.recipe import load_recipe
@@ -273,6 +278,8 @@ def train_agent(
 
     Options here go before the recipe's settings, those before the defaults of the training. It can
     be stopped at any time; --resume goes on from the last checkpoint.
+
+    Example: magi-world train-agent --world run/world --out agent --steps 60000 --set reward=world
     """
     from magi_world.agents import linear_training, ppo, selfplay
     from magi_world.agents.checkpoint import resumed_settings

@@ -65,6 +65,8 @@ def rollout(
     """Generate one rollout and write it as a video.
 
     It goes on for all chunks, also where the world says that the episode is over.
+
+    Example: magi-world rollout doom-take-cover --prompts "strafe left" --prompts "go right!"
     """
     import numpy as np
     from rich.console import Console
