@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import numpy as np
@@ -189,8 +190,8 @@ def _copy_weights(world: World, first: World, parts: set[str]) -> None:
                 state = widened(world.dit, state)
             modules[part].load_state_dict(state)
         except (RuntimeError, ValueError) as error:
-            # torch has a line for every tensor that does not fit: the first says enough
-            words = " ".join(line.strip() for line in str(error).splitlines()[:2])
+            # torch names every tensor that does not fit: the first few say enough
+            words = shorten(" ".join(str(error).split()), 240, placeholder=" …")
             raise CheckpointError(f"{first.name!r} cannot be begun with: {words}") from None
 
 

@@ -245,7 +245,7 @@ def test_a_world_of_another_shape_is_no_beginning(
     deep = replace(recipe.config, dit=replace(recipe.config.dit, hidden_size=32, kv_channels=16))
     with pytest.raises(CheckpointError, match="cannot be begun with") as caught:
         train(replace(recipe, config=deep), data, tmp_path / "deep", init=trained / "world")
-    assert str(caught.value).count("size mismatch") <= 1 and not (tmp_path / "deep").exists()
+    assert len(str(caught.value)) < 300 and not (tmp_path / "deep").exists()
     with pytest.raises(WorldNotFound):
         train(recipe, data, tmp_path / "deep", init=tmp_path / "nowhere")
     assert not (tmp_path / "deep").exists()  # said before any data was read
