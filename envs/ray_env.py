@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from gymnasium.error import ResetNeeded
+from gymnasium.error import ClosedEnvironmentError, ResetNeeded
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
@@ -91,7 +91,8 @@ class RayVectorEnv(VectorEnv[Any, Any, Any]):
     slots, that reset is done in the new actor, and the infos of the reset name its other slots,
     which then wait for theirs.
 
-    Ray is started on this machine if it is not running; `close` ends the actors, not Ray.
+    Ray is started on this machine if it is not running; `close` ends the actors, not Ray, and after
+    it `reset` and `step` raise Gymnasium's `ClosedEnvironmentError`.
 
     Args:
         num_envs: slots N, spread evenly.
@@ -199,12 +200,11 @@ class RayVectorEnv(VectorEnv[Any, Any, Any]):
         options: dict[str, Any] | None = None,
     ) -> tuple[Any, dict[str, Any]]:
         """Begin episodes in all slots or in those of a mask; see `WorldVectorEnv.reset`."""
+        self._require_open()
         seeds = slot_seeds(seed, self.num_envs)
         slots, start = split_options(options, self.num_envs)
         if not self._seeded.all() and len(slots) < self.num_envs:
             raise ResetNeeded("some slots were never reset: reset all slots first")
-        if isinstance(seed, (int, np.integer)):
-            super().reset(seed=int(seed))
         for slot in slots:
             if seeds[slot] is None and not self._seeded[slot]:
                 seeds[slot] = int(self.np_random.integers(2**31))
@@ -214,8 +214,11 @@ class RayVectorEnv(VectorEnv[Any, Any, Any]):
             if mask.any():
                 given = {**start} if mask.all() else {**start, "reset_mask": mask}
                 calls[index] = ("reset", [seeds[slot] for slot in own], given)
+        results = self._call(calls)
+        if isinstance(seed, (int, np.integer)):  # only now: no actor has refused the options
+            super().reset(seed=int(seed))
         infos: dict[str, Any] = {}
-        for index, (part, alive) in self._call(calls).items():
+        for index, (part, alive) in results.items():
             own = self._slots[index]
             if not alive:
                 bystanders = [k for k, slot in enumerate(own) if slot not in slots]
@@ -235,6 +238,7 @@ class RayVectorEnv(VectorEnv[Any, Any, Any]):
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         """Generate one chunk a slot, in all actors at once; see `WorldVectorEnv.step`."""
+        self._require_open()
         if not self._seeded.all():
             raise ResetNeeded("step() before the first reset(): call reset()")
         over = [int(slot) for slot in np.flatnonzero(self._ended)]
@@ -270,14 +274,24 @@ class RayVectorEnv(VectorEnv[Any, Any, Any]):
             self._ended[:] = False
         return self._observations(), reward, terminated, truncated, infos
 
+    def _require_open(self) -> None:
+        """Refuse calls after `close`: its actors would look as if they had died."""
+        if self.closed:
+            raise ClosedEnvironmentError("this environment was closed: make a new one")
+
     def _check_prompt(self, prompt: str) -> None:
         """Refuse a text that the world cannot use, before any actor moves."""
         if isinstance(self._text, TextConfig):
             check_prompt(prompt, self._text.max_bytes)
 
     def _call(self, calls: Mapping[int, tuple[Any, ...]]) -> dict[int, tuple[Any, bool]]:
-        """Call actors at once; what each returned, and whether it is still alive."""
+        """Call actors at once; what each returned, and whether it is still alive.
+
+        An error of an actor is raised when all have answered: Ray complains of answers that nobody
+        has fetched.
+        """
         results: dict[int, tuple[Any, bool]] = {}
+        refusal: BaseException | None = None
         references = {
             index: getattr(self._actors[index], name).remote(*arguments)
             for index, (name, *arguments) in calls.items()
@@ -288,7 +302,9 @@ class RayVectorEnv(VectorEnv[Any, Any, Any]):
             except self._ray.exceptions.RayActorError:
                 results[index] = (None, False)
             except self._ray.exceptions.RayTaskError as error:
-                raise error.cause from None
+                refusal = refusal or error.cause
+        if refusal is not None:
+            raise refusal
         return results
 
     def _begin_again(self, index: int, ended: list[int]) -> Any:

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gymnasium.error import ResetNeeded
+from gymnasium.error import ClosedEnvironmentError, ResetNeeded
 from gymnasium.utils.env_checker import data_equivalence as equal
 
 from magi_world.envs.ray_env import RayVectorEnv
 from magi_world.envs.vector_env import WorldVectorEnv
-from magi_world.errors import ActionError, ConfigError, PromptError
+from magi_world.errors import ActionError, ConfigError, PromptError, ResetOptionError
 
 ray = pytest.importorskip("ray")
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
@@ -218,3 +218,27 @@ def test_wrong_calls(make: Any, tiny_world_path: Path) -> None:
     ):
         with pytest.raises(ConfigError, match=words):
             make(**keywords)
+
+
+def test_a_refused_reset_changes_nothing(make: Any) -> None:
+    env, twin = make(), make()
+    for each in (env, twin):
+        each.reset(seed=0)
+    random = str(env.np_random.bit_generator.state)
+    for options in ({"clip": 99}, {"level": 3}):
+        with pytest.raises(ResetOptionError):
+            env.reset(seed=7, options=options)
+    assert str(env.np_random.bit_generator.state) == random
+    assert equal(env.step([1] * 5), twin.step([1] * 5), exact=True)
+
+
+def test_closed_is_closed(make: Any) -> None:
+    """Killed actors must not be taken for dead ones, which would be replaced."""
+    env = make()
+    env.reset(seed=0)
+    env.close()
+    actors = list(env._actors)
+    for call in (lambda: env.step([0] * 5), env.reset):
+        with pytest.raises(ClosedEnvironmentError, match="was closed"):
+            call()
+    assert env._actors == actors
