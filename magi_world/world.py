@@ -205,7 +205,7 @@ class World:
         *,
         image: Any = None,
         video: Any = None,
-        latents: Tensor | None = None,
+        latents: Any = None,
         prompts: Sequence[str | None] | None = None,
     ) -> tuple[Tensor, list[str | None]]:
         """Turn pictures into the history that a rollout starts from.

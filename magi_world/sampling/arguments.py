@@ -1,12 +1,13 @@
 """Checks of what callers hand to a rollout, before anything moves."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from magi_world.errors import ConfigError, ResetOptionError
+from magi_world.errors import ConfigError, PromptError, ResetOptionError
 
 
 def is_index(value: object, size: int) -> bool:
@@ -50,3 +51,43 @@ def chosen_clips(clip: int | Sequence[int] | None, count: int, size: int) -> lis
             f"clip {clip!r}: one index of 0…{size - 1} is needed, or one for each of {count}"
         )
     return [int(index) for index in given]
+
+
+def check_prompts(
+    prompts: object, count: int, check: Callable[[object], None], *, given: bool = False
+) -> None:
+    """Check that there is a list of `count` prompts, and `check` each.
+
+    Those of `given` chunks may be None, for "no prompt". Raises `PromptError`.
+    """
+    several = isinstance(prompts, (Sequence, np.ndarray)) and not isinstance(prompts, str)
+    if not several or len(prompts) != count:  # type: ignore[arg-type]
+        if given:
+            raise PromptError(f"{count} prompts are needed, got {prompts!r}")
+        got = f"the text {prompts!r}" if isinstance(prompts, str) else f"{prompts!r}"
+        got = f"{len(prompts)}" if several else got  # type: ignore[arg-type]
+        raise PromptError(f"step needs a list of {count} prompts, got {got}")
+    for prompt in prompts:  # type: ignore[attr-defined]
+        if not (given and prompt is None):
+            check(prompt)
+
+
+def check_seeds(seeds: Iterable[int], count: int) -> list[int]:
+    """One seed of 0…2**64 - 1 for each of `count` slots; raises `ConfigError` for anything else."""
+    if not isinstance(seeds, Iterable) or isinstance(seeds, str):
+        raise ConfigError(f"seeds {seeds!r}: a list of {count} is needed, one a slot")
+    values = list(seeds.tolist() if isinstance(seeds, (np.ndarray, Tensor)) else seeds)
+    if len(values) != count:
+        raise ConfigError(f"{len(values)} seeds for {count} slots: one a slot is needed")
+    for seed in values:
+        if not is_index(seed, 2**64):
+            raise ConfigError(f"seed {seed!r}: allowed are 0 to 2**64 - 1")
+    return [int(seed) for seed in values]
+
+
+def as_latents(latents: object, error: type[ValueError]) -> Tensor:
+    """Latents as a tensor; environments hand them out as arrays. Raises `error` for no numbers."""
+    try:
+        return torch.as_tensor(latents)
+    except (TypeError, ValueError, RuntimeError) as wrong:
+        raise error(f"latents are no array of numbers: {wrong}") from None

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from magi_world.config import WorldConfig
 from magi_world.errors import ResetOptionError
+from magi_world.sampling.arguments import as_latents
 
 
 def history_chunks(
@@ -16,21 +17,21 @@ def history_chunks(
     *,
     image: Any = None,
     video: Any = None,
-    latents: Tensor | None = None,
+    latents: Any = None,
     prompts: Sequence[str | None] | None = None,
 ) -> tuple[NDArray[np.uint8] | Tensor, list[str | None]]:
     """Check what a history is given as, one of three forms, and cut it into chunks.
 
     Returns:
-        Frames uint8 `[m, F, H, W, 3]`, or the latents as they are, and m prompts.
+        Frames uint8 `[m, F, H, W, 3]`, or the latents as a tensor, and m prompts.
 
     Raises:
         ResetOptionError: not such pictures or latents, or not one prompt a chunk.
     """
     if latents is None:
         return picture_chunks(config, image=image, video=video, prompts=prompts)
-    check_latents(config, latents)
-    return latents, history_prompts(prompts, "history", len(latents))
+    given = checked_latents(config, latents)
+    return given, history_prompts(prompts, "history", len(given))
 
 
 def picture_chunks(
@@ -94,14 +95,16 @@ def history_prompts(
     return list(prompts)
 
 
-def check_latents(config: WorldConfig, latents: Tensor) -> None:
-    """Check the latents of a history.
+def checked_latents(config: WorldConfig, latents: Any) -> Tensor:
+    """The latents of a history as a tensor.
 
     Raises:
         ResetOptionError: they are not floating point `[m, C, P, h, w]` of this world, m at least 1.
     """
+    given = as_latents(latents, ResetOptionError)
     shape = config.latent_shape
-    if latents.shape[1:] != shape or not len(latents) or not latents.is_floating_point():
+    if given.shape[1:] != shape or not len(given) or not given.is_floating_point():
         raise ResetOptionError(
-            f"latents are {latents.dtype} {tuple(latents.shape)}: expected [m, *]{shape}"
+            f"latents are {given.dtype} {tuple(given.shape)}: expected [m, *]{shape}"
         )
+    return given

@@ -22,9 +22,15 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from magi_world.errors import ConfigError, NotReset, PromptError, ResetOptionError
+from magi_world.errors import ConfigError, NotReset, ResetOptionError
 from magi_world.sampling import saved_state
-from magi_world.sampling.arguments import check_slots, chosen_clips, is_index
+from magi_world.sampling.arguments import (
+    as_latents,
+    check_prompts,
+    check_seeds,
+    check_slots,
+    chosen_clips,
+)
 from magi_world.sampling.chunk import Chunk, concatenate, fast
 from magi_world.sampling.fixed_step import FixedStep
 from magi_world.sampling.kv_cache import KVCache
@@ -134,14 +140,9 @@ class Rollout:
             for slot in slots:
                 self.generators[slot].seed()
             return
-        values = list(seeds)
-        if len(values) != len(slots):
-            raise ConfigError(f"{len(values)} seeds for {len(slots)} slots: one a slot is needed")
-        for seed in values:  # all of them before the first generator moves
-            if not is_index(seed, 2**64):
-                raise ConfigError(f"seed {seed!r}: allowed are 0 to 2**64 - 1")
+        values = check_seeds(seeds, len(slots))  # all of them before the first generator moves
         for slot, seed in zip(slots, values, strict=True):
-            self.generators[slot].manual_seed(int(seed))
+            self.generators[slot].manual_seed(seed)
 
     # ---------------------------------------------------------------- step
 
@@ -165,11 +166,7 @@ class Rollout:
             ConfigError: the world was moved to another device or dtype since.
         """
         self._require_ready(range(self.batch_size))
-        if isinstance(prompts, str) or len(prompts) != self.batch_size:
-            count = f"the text {prompts!r}" if isinstance(prompts, str) else f"{len(prompts)}"
-            raise PromptError(f"step needs a list of {self.batch_size} prompts, got {count}")
-        for prompt in prompts:
-            self.world.check_prompt(prompt)
+        check_prompts(prompts, self.batch_size, self.world.check_prompt)
         before = [generator.get_state() for generator in self.generators]
         try:
             slots = range(self.batch_size)
@@ -223,14 +220,15 @@ class Rollout:
     @fast
     def observe(
         self,
-        latents: Tensor,
+        latents: Any,
         prompts: Sequence[str | None],
         slots: Sequence[int] | None = None,
     ) -> Chunk:
         """Append one given chunk a slot by one clean pass; draws nothing.
 
         Args:
-            latents: `[n, C, P, H, W]`, scaled as :meth:`magi_world.world.World.encode` does.
+            latents: tensor or array `[n, C, P, H, W]`, as :meth:`magi_world.world.World.encode`
+                scales them.
             prompts: the prompt that each chunk had; None for "no prompt".
             slots: which slots, default all.
 
@@ -243,10 +241,11 @@ class Rollout:
         chosen = check_slots(slots, self.batch_size)
         self._require_ready(chosen)
         expected = (len(chosen), *self.world.config.latent_shape)
-        if tuple(latents.shape) != expected:
-            raise ConfigError(f"latents {tuple(latents.shape)}: expected {expected}")
-        self._check_given_prompts(prompts, len(chosen))
-        x = latents.to(self.device, torch.float32)
+        given = as_latents(latents, ConfigError)
+        if tuple(given.shape) != expected:
+            raise ConfigError(f"latents {tuple(given.shape)}: expected {expected}")
+        check_prompts(prompts, len(chosen), self.world.check_prompt, given=True)
+        x = given.to(self.device, torch.float32)
         # at a fixed width, so that a slot's bits do not depend on how many others observe
         if slots is None:
             chunk = self.sampler.clean_pass(x, prompts, self._places(chosen))
@@ -259,13 +258,6 @@ class Rollout:
         self._advance(chosen)
         return concatenate(rows)
 
-    def _check_given_prompts(self, prompts: Sequence[str | None], count: int) -> None:
-        if isinstance(prompts, str) or len(prompts) != count:
-            raise PromptError(f"{count} prompts are needed, got {prompts!r}")
-        for prompt in prompts:
-            if prompt is not None:
-                self.world.check_prompt(prompt)
-
     # ---------------------------------------------------------------- reset
 
     @fast
@@ -277,7 +269,7 @@ class Rollout:
         clip: int | Sequence[int] | None = None,
         image: Any = None,
         video: Any = None,
-        latents: Tensor | None = None,
+        latents: Any = None,
         prompts: Sequence[str | None] | None = None,
         prompt: str | None = None,
     ) -> Chunk:

@@ -4,6 +4,7 @@
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -44,6 +45,8 @@ def test_before_the_first_reset(tiny_world: World) -> None:
         ([LEFT] * 3, "a list of 2 prompts, got 3"),
         ([], "got 0"),
         ("go", "got the text 'go'"),
+        (None, "got None"),
+        (iter([LEFT] * 2), "got <list_iterator"),
         ([LEFT, ""], "the prompt is empty"),
         ([LEFT, 3], "a prompt is text, got int"),
         ([None, LEFT], "a prompt is text, got NoneType"),
@@ -152,7 +155,16 @@ def test_a_reset_that_breaks_changes_nothing(
         ({"video": pictures(4), "prompts": [""]}, PromptError, "empty"),
         ({"prompt": ""}, PromptError, "empty"),
         ({"prompt": 7}, PromptError, "got int"),
+        ({"latents": torch.zeros(SHAPE)}, ResetOptionError, "latents are torch.float32"),
+        (
+            {"latents": torch.zeros(1, *SHAPE, dtype=torch.int32)},
+            ResetOptionError,
+            "latents are torch.int",
+        ),
+        ({"latents": 3.0}, ResetOptionError, r"latents are torch.float32 \(\)"),
+        ({"latents": "x"}, ResetOptionError, "no array of numbers"),
         ({"seeds": [1]}, ConfigError, "1 seeds for 2 slots"),
+        ({"seeds": 1}, ConfigError, "seeds 1: a list of 2"),
         ({"seeds": [1, 2**64]}, ConfigError, "seed 18446744073709551616"),
         ({"seeds": [1, -1]}, ConfigError, "seed -1"),
         ({"slots": []}, ConfigError, r"slots \[\]"),
@@ -198,6 +210,7 @@ def test_a_world_without_openings_says_so(tiny_world: World) -> None:
         ({"temperature": "hot"}, "temperature 'hot'"),
         ({"starts": "clip"}, "starts 'clip' is not one of 'opening', 'any'"),
         ({"seeds": [1]}, "1 seeds for 2 slots"),
+        ({"seeds": 1}, "seeds 1: a list of 2"),
         ({"dtype": "float16"}, "dtype 'float16' is not one of"),
     ],
 )
@@ -213,8 +226,24 @@ def test_observed_latents_of_another_shape(tiny_world: World, shape: tuple[int, 
     rollout, twin = ready(tiny_world, 2, 1), ready(tiny_world, 2, 1)
     with pytest.raises(ConfigError, match="latents .*expected"):
         rollout.observe(torch.zeros(shape), [LEFT] * 2)
-    with pytest.raises(PromptError, match="2 prompts are needed"):
-        rollout.observe(torch.zeros(2, *SHAPE), [LEFT])
+    for prompts in ([LEFT], None, iter([LEFT] * 2)):
+        with pytest.raises(PromptError, match="2 prompts are needed"):
+            rollout.observe(torch.zeros(2, *SHAPE), prompts)
+    for latents in (None, np.full((2, *SHAPE), "x")):
+        with pytest.raises(ConfigError, match="latents"):
+            rollout.observe(latents, [LEFT] * 2)
     with pytest.raises(PromptError, match="empty"):
         rollout.observe(torch.zeros(2, *SHAPE), [LEFT, ""])
+    assert unchanged(rollout, twin)
+
+
+def test_arrays_are_latents_too(tiny_world: World) -> None:
+    """Environments that observe latents hand out arrays."""
+    rollout, twin = ready(tiny_world, 2, 1), ready(tiny_world, 2, 1)
+    latents = torch.randn(2, *SHAPE)
+    rollout.observe(latents.numpy(), [LEFT] * 2)
+    twin.observe(latents, [LEFT] * 2)
+    assert unchanged(rollout, twin)
+    rollout.reset(latents=latents.numpy())
+    twin.reset(latents=latents)
     assert unchanged(rollout, twin)
