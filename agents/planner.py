@@ -84,7 +84,7 @@ class PlannerSettings:
             number = getattr(self, name)
             if not isinstance(number, int) or isinstance(number, bool) or number < 1:
                 raise AgentError(f"{name} {number!r}: a whole number, 1 or more, is needed")
-        if self.elites > self.futures:
+        if self.method == "cem" and self.elites > self.futures:  # the others have none
             raise AgentError(f"elites {self.elites} of {self.futures} futures: at most all of them")
         for name in ("smoothing", "sticky", "gamma"):
             if not 0 <= getattr(self, name) <= 1:
@@ -317,7 +317,22 @@ class Planner:
                 memory = self.guide.see(memory, chunk.latents)
                 actions, worth = self.guide.ask(memory)
         if self.value is not None:
-            worth = self.value(torch.stack(seen, dim=1))
+            worth = _checked_worth(self.value(torch.stack(seen, dim=1)), len(alive))
         total += s.gamma**s.horizon * alive * worth
         each: Floats = total.double().cpu().numpy().reshape(n, k, s.dreams)
         return np.asarray(each.mean(axis=2))
+
+
+def _checked_worth(worth: Any, n: int) -> Tensor:
+    """What a value function of the user's returned.
+
+    Raises:
+        AgentError: it is no tensor `[n]` of finite numbers; `[n, 1]`, as a linear layer gives it,
+            would be spread over all pairs of futures.
+    """
+    if not isinstance(worth, Tensor) or worth.shape != (n,):
+        found = tuple(worth.shape) if isinstance(worth, Tensor) else type(worth).__name__
+        raise AgentError(f"the value function returned {found}: a tensor of shape {(n,)} is needed")
+    if not worth.isfinite().all():
+        raise AgentError("the value function returned NaN or infinity")
+    return worth

@@ -300,6 +300,31 @@ def test_wrong_settings(keywords: dict[str, Any], words: str) -> None:
         planner(**keywords)
 
 
+@pytest.mark.parametrize("method", ["shooting", "hold"])
+def test_only_refitting_needs_elites(method: str) -> None:
+    search = planner(method=method, futures=2)
+    search.reset(1, seed=0)
+    search.plan(lock([1]))
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (lambda z: z.flatten(1).mean(1, keepdim=True), r"returned \(16, 1\)"),
+        (lambda z: z.mean(), r"returned \(\)"),
+        (lambda z: 3.0, "returned float"),
+        (lambda z: z.flatten(1).mean(1) * torch.nan, "NaN or infinity"),
+    ],
+)
+def test_a_value_is_one_number_a_future(tiny_world: World, value: Any, words: str) -> None:
+    search = Planner(tiny_world, method="shooting", horizon=1, value=value)
+    search.reset(1, seed=0)
+    rollout = tiny_world.rollout(1, seeds=[0])
+    rollout.reset()
+    with pytest.raises(AgentError, match=words):
+        search.plan(rollout)
+
+
 def test_a_world_with_players_is_refused() -> None:
     with pytest.raises(AgentError, match="'pong-duel' has players"):
         Planner(make_tiny_duel())
