@@ -50,7 +50,7 @@ def check_count(name: str, value: object) -> int:
     return int(value)
 
 
-def slot_seeds(seed: object, num_envs: int) -> list[int | None]:
+def slot_seeds(seed: Any, num_envs: int) -> list[int | None]:
     """One seed a slot: `seed + i` for a whole number, the entries of a list as they are.
 
     Raises:
@@ -59,7 +59,8 @@ def slot_seeds(seed: object, num_envs: int) -> list[int | None]:
     """
     if seed is None:
         return [None] * num_envs
-    if isinstance(seed, (Sequence, np.ndarray)) and not isinstance(seed, str):
+    several = isinstance(seed, Sequence) or (isinstance(seed, np.ndarray) and seed.ndim > 0)
+    if several and not isinstance(seed, str):
         seeds = [None if value is None else _checked_seed(value) for value in seed]
         if len(seeds) != num_envs:
             raise ConfigError(f"{len(seeds)} seeds for {num_envs} slots: one a slot is needed")
@@ -72,7 +73,7 @@ def slot_seeds(seed: object, num_envs: int) -> list[int | None]:
 def _checked_seed(seed: Any) -> int:
     seed = int(seed) if isinstance(seed, np.integer) else seed
     seeding.np_random(seed)  # refuses what Gymnasium refuses everywhere
-    if seed > MAX_SEED:
+    if isinstance(seed, bool) or seed > MAX_SEED:
         raise ConfigError(f"seed {seed}: allowed are 0 to 2**63 - 1")
     return int(seed)
 

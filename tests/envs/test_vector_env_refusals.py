@@ -71,7 +71,10 @@ def test_wrong_calls_change_nothing(make: Make) -> None:
         (ResetOptionError, "clip", lambda: env.reset(seed=4, options={"clip": 99})),
         (ConfigError, "2 seeds", lambda: env.reset(seed=[1, 2])),
         (ConfigError, "allowed are", lambda: env.reset(seed=2**63 - 2)),
+        (ConfigError, "seed True", lambda: env.reset(seed=True)),
+        (ConfigError, "seed True", lambda: env.reset(seed=[1, True, 3])),
         (gym.error.Error, "Seed", lambda: env.reset(seed=-1)),
+        (gym.error.Error, "Seed", lambda: env.reset(seed=np.array(3))),  # type: ignore[arg-type]
     ]
     random = str(env.np_random.bit_generator.state)
     for error, words, call in wrong:
