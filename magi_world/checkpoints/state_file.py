@@ -29,8 +29,12 @@ def save_state(state: Mapping[str, Any], path: Path | str) -> None:
         path: the file, such as `here.safetensors`.
 
     Raises:
-        CheckpointError: the dictionary holds something else.
+        CheckpointError: the dictionary holds something else, or the path is a folder.
     """
+    if not isinstance(state, Mapping):
+        raise CheckpointError(f"this state cannot be written: {type(state).__name__} is no state")
+    if Path(path).is_dir():
+        raise CheckpointError(f"this state cannot be written: {path} is a folder")
     tensors: dict[str, Tensor] = {}
     values: dict[str, Any] = {}
     for name, leaf in _leaves(state, ""):

@@ -45,11 +45,19 @@ def test_tensors_may_share_memory(tmp_path: Path) -> None:
     assert load_state(tmp_path / "s")["part"].tolist() == [2.0, 3.0]
 
 
-@pytest.mark.parametrize("state", [{"a": object()}, {"a.b": 1}, {"a": {3: 1}}])
-def test_what_cannot_be_written(state: dict[str, Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize("state", [{"a": object()}, {"a.b": 1}, {"a": {3: 1}}, None])
+def test_what_cannot_be_written(state: Any, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="cannot be written"):
         save_state(state, tmp_path / "s")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_is_no_place_to_write_to(tmp_path: Path) -> None:
+    folder = tmp_path / "states"
+    folder.mkdir()
+    with pytest.raises(CheckpointError, match="is a folder"):
+        save_state({"x": torch.zeros(1)}, folder)
+    assert list(tmp_path.iterdir()) == [folder]
 
 
 @pytest.mark.parametrize(
