@@ -242,6 +242,10 @@ class MultiEnv(ParallelEnv[str, Any, Any]):  # type: ignore[misc]  # PettingZoo 
             {agent: {**info, "action": texts.get(agent, noop)} for agent in living},
         )
 
+    def check_action(self, agent: str, action: Any) -> None:
+        """Refuse a wrong action of an agent as `step` does."""
+        texts_of({agent: action}, self.agents, self._read)
+
     def _read(self, action: Any) -> str:
         """The words of one agent's action."""
         text = read_action(action, self._actions, self._card["prompts"], self._max_length)

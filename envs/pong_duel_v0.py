@@ -22,9 +22,23 @@ def parallel_env(**keywords: Any) -> MultiEnv:
     return MultiEnv(**keywords)
 
 
+class _InTurn(parallel_to_aec_wrapper[str, Any, Any]):  # type: ignore[misc]
+    """PettingZoo's wrapper, but a wrong action is refused when it is given.
+
+    By itself it keeps the action until all players have acted, and with a wrong one of an earlier
+    player no later call could succeed.
+    """
+
+    def step(self, action: Any) -> None:
+        agent = self.agent_selection
+        if not (self.terminations[agent] or self.truncations[agent]):
+            self.env.check_action(agent, action)
+        super().step(action)
+
+
 def raw_env(**keywords: Any) -> Any:
     """The players act in turn; a chunk is generated when all of them have (PettingZoo's AEC)."""
-    return parallel_to_aec_wrapper(parallel_env(**keywords))
+    return _InTurn(parallel_env(**keywords))
 
 
 def env(**keywords: Any) -> Any:

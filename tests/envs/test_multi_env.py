@@ -229,6 +229,20 @@ def test_wrong_actions_are_named_and_change_nothing(duel: str) -> None:
         text.step({"first_0": "ü" * 100, "second_0": "ü" * 100})
 
 
+def test_in_turn_a_wrong_action_is_refused_at_once(duel: str) -> None:
+    env, twin = (pong_duel_v0.env(world=duel, actions="discrete") for _ in range(2))
+    for each in (env, twin):
+        each.reset(seed=0)
+    for player in PLAYERS:
+        for wrong in (3, None, "up"):
+            with pytest.raises(ActionError, match=f"{player}: action {wrong!r}"):
+                env.step(wrong)
+        for each in (env, twin):
+            assert each.agent_selection == player
+            each.step(1)
+    assert data_equivalence(env.last(), twin.last(), exact=True)
+
+
 def test_options_that_are_no_dictionary_are_refused(duel: str) -> None:
     env = MultiEnv(duel)
     with pytest.raises(ResetOptionError, match="a dictionary is needed"):
