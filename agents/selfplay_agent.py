@@ -61,7 +61,11 @@ class SelfPlayAgent(PPOAgent):
         """
         latents = torch.as_tensor(obs, dtype=torch.float32)
         told = self._player_B
-        if told is not None and latents.ndim == 5 and len(latents) == len(told):
+        if told is not None:
+            channels, *rest = self.description["latent_shape"]
+            expected = (len(told), channels - len(self.players), *rest)
+            if tuple(latents.shape) != expected:
+                raise AgentError(f"latents of shape {tuple(latents.shape)}, expected {expected}")
             latents = with_player(latents, told.to(latents.device), len(self.players))
         return super().act(latents)
 

@@ -116,8 +116,9 @@ def test_an_agent_is_told_whom_it_plays(duel: World, trained: Path) -> None:
         agent.reset(3, seed=0, player=player)
         assert np.array_equal(actions, agent.act(latents))
         assert actions.shape == (3,) and set(actions.tolist()) <= {0, 1, 2}
-    with pytest.raises(AgentError, match="shape"):
-        agent.act(latents[:2])
+    for wrong in (latents[:2], latents[:, :3]):  # named as the world has them, without the players
+        with pytest.raises(AgentError, match=r"expected \(3, 16, 1, 8, 8\)"):
+            agent.act(wrong)
 
 
 def test_what_cannot_be_trained_is_refused(duel: World, tmp_path: Path) -> None:
