@@ -23,6 +23,17 @@ def check_horizon(horizon: Any, name: str = "horizon") -> None:
         raise ConfigError(f"{name} {horizon!r}: a whole number of chunks, 1 or more, or None")
 
 
+def check_flag(name: str, value: object) -> bool:
+    """Return the truth that the keyword `name` was given; the text "False" would count as true.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    if not isinstance(value, (bool, np.bool_)):
+        raise ConfigError(f"{name} {value!r}: True or False is needed")
+    return bool(value)
+
+
 def check_agents(card: Mapping[str, Any], for_players: bool) -> None:
     """Refuse a world with players where a single agent is expected.
 

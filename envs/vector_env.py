@@ -15,7 +15,7 @@ from gymnasium.error import ResetNeeded
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from magi_world.envs.arguments import check_agents, check_horizon
+from magi_world.envs.arguments import check_agents, check_flag, check_horizon
 from magi_world.envs.batches import (
     Mask,
     as_autoreset_mode,
@@ -112,6 +112,7 @@ class WorldVectorEnv(VectorEnv[Any, Any, Any]):
         self.render_mode = render_mode
         check_horizon(horizon)
         check_horizon(max_episode_steps, "max_episode_steps")
+        self.ignore_termination = check_flag("ignore_termination", ignore_termination)
 
         if isinstance(world, World):
             self.world = world.to(device, dtype)
@@ -130,7 +131,6 @@ class WorldVectorEnv(VectorEnv[Any, Any, Any]):
                 )
         limits = [card.get("horizon") if horizon is None else horizon, max_episode_steps]
         self.horizon: int | None = min((n for n in limits if n is not None), default=None)
-        self.ignore_termination = ignore_termination
         self._prompts = chunk_prompts(card)
         players = len(players_of(card))
         self._reward_shape = (self.num_envs, players) if players else (self.num_envs,)

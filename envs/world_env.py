@@ -2,7 +2,7 @@
 
 import os
 
-from magi_world.envs.arguments import check_agents
+from magi_world.envs.arguments import check_agents, check_flag
 from magi_world.envs.chunk_env import ChunkEnv
 from magi_world.players import chunk_prompts
 from magi_world.sampling.rollout import Starts
@@ -59,10 +59,10 @@ class WorldEnv(ChunkEnv):
         super().__init__(
             actions=actions, observations=observations, render_mode=render_mode, horizon=horizon
         )
+        self.ignore_termination = check_flag("ignore_termination", ignore_termination)
         loaded = load(os.fspath(world), device=device, dtype=dtype)
         rollout = loaded.rollout(1, steps=steps, temperature=temperature, starts=starts)
         check_agents(loaded.card, self.for_players)
         if horizon is None:
             self.horizon = loaded.card.get("horizon")
-        self.ignore_termination = ignore_termination
         self._open(rollout, chunk_prompts(loaded.card))

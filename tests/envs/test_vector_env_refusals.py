@@ -35,6 +35,7 @@ def make(tiny_world_path: Path) -> Make:
         ({"horizon": 0}, "horizon 0"),
         ({"max_episode_steps": 0}, "max_episode_steps 0"),
         ({"actions": "wishes"}, "actions 'wishes'"),
+        ({"ignore_termination": "False"}, "ignore_termination 'False'"),
     ],
 )
 def test_wrong_keywords(make: Make, keywords: dict[str, Any], words: str) -> None:

@@ -123,6 +123,7 @@ def test_a_wrong_start_prompt_is_named(twins: Twins, prompt: Any) -> None:
         ({"horizon": 0}, "horizon 0"),
         ({"horizon": 2.5}, "horizon 2.5"),
         ({"horizon": True}, "horizon True"),
+        ({"ignore_termination": "False"}, "ignore_termination 'False'"),
         ({"starts": "middle"}, "starts"),
         ({"steps": 0}, "steps"),
         ({"temperature": -1.0}, "temperature"),
