@@ -67,6 +67,18 @@ def make_lines(rows: Sequence[Row]) -> list[Line]:
     return sorted(lines, key=lambda line: (_rank(line["label"]), line["label"], line["policy"]))
 
 
+def by_place(rows: Sequence[Row]) -> list[tuple[str, str, str, list[float]]]:
+    """Label, policy, place and all returns on final seeds of each line, in the table's order."""
+    found = []
+    for group in _groups([row for row in rows if row["seeds"] == "final"]):
+        label, policy = group[0]["label"], group[0]["policy"]
+        for place in PLACES:
+            returns = [value for row in group if row["where"] == place for value in row["returns"]]
+            if returns:
+                found.append((label, policy, place, returns))
+    return sorted(found, key=lambda one: (_rank(one[0]), *one[:3]))
+
+
 def format_lines(lines: Sequence[Line]) -> Table:
     """The lines as one table for people, some 150 columns wide."""
     several = len({line["world"] for line in lines if line["world"]}) > 1

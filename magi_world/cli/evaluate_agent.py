@@ -77,6 +77,13 @@ def evaluate_agent(
         Path | None,
         typer.Option(help="With --table: picture to draw, real over dreamed return."),
     ] = None,
+    bands: Annotated[
+        float | None,
+        typer.Option(
+            help="With --table: also how many of the episodes that reach each band of returns, "
+            "this wide, end in it."
+        ),
+    ] = None,
     device: Device = None,
     dtype: DType = None,
     as_json: AsJson = False,
@@ -97,11 +104,11 @@ def evaluate_agent(
     where = ["dream", "real"] if real == dream else ["real"] if real else ["dream"]
     if table:
         loaded = load(world, device=device, dtype=dtype) if rerun else None
-        _table(results, loaded, game, where, plot, as_json=as_json)
+        _table(results, loaded, game, where, plot, bands, as_json=as_json)
         return
-    if rerun or plot is not None:
-        name = "'--rerun'" if rerun else "'--plot'"
-        raise typer.BadParameter("goes with --table only", param_hint=name)
+    for name, given in (("rerun", rerun or None), ("plot", plot), ("bands", bands)):
+        if given is not None:
+            raise typer.BadParameter("goes with --table only", param_hint=f"'--{name}'")
     if record is not None:  # what cannot be written is said before hours of play
         check_folder(record.parent)
         if record.exists():
@@ -144,11 +151,13 @@ def _table(
     game: str | None,
     where: list[str],
     plot: Path | None,
+    bands: float | None,
     *,
     as_json: bool,
 ) -> None:
     """Print the table of the recorded rows; with a world, play those of the places again."""
     from magi_world.agents.results import read_results, replay
+    from magi_world.agents.results_bands import format_bands, make_bands
     from magi_world.agents.results_table import (
         format_lines,
         format_replayed,
@@ -159,6 +168,7 @@ def _table(
 
     rows = read_results(folder)
     lines = make_lines(rows)
+    banded = None if bands is None else make_bands(rows, bands)
     if plot is not None:
         plot_lines(lines, plot)
         say(f"plot: {plot}")
@@ -168,9 +178,13 @@ def _table(
         real = any(row["where"] == "real" for row in chosen)
         replayed = replay(world, chosen, real_game(world, game) if real else None)
     if as_json:
-        emit_json(lines if replayed is None else {"table": lines, "replayed": replayed})
+        more = {"bands": banded, "replayed": replayed}
+        found = {name: part for name, part in more.items() if part is not None}
+        emit_json({"table": lines, **found} if found else lines)
         return
     print_table(format_lines(lines))
+    if banded:
+        print_table(format_bands(banded))
     if replayed is not None:
         print_table(format_replayed(replayed))
 

@@ -57,6 +57,10 @@ def test_rows_are_recorded_and_the_table_is_printed_of_them(
     assert Path("plot.png").is_file()
     printed = run("evaluate-agent", "--table")
     assert "PPO in the dream, frozen" in printed.out and "above sweep" in printed.out
+    assert "that end in it" not in printed.out
+    assert "that end in it" in run("evaluate-agent", "--table", "--bands", 2).out
+    banded = run("evaluate-agent", "--table", "--bands", 2, "--json").data
+    assert banded["table"] == result.data and banded["bands"][0]["label"] == "no-op"
 
     result = run("evaluate-agent", "--table", "--rerun", "--world", tiny_world_path, "--json")
     assert result.code == 0, result.err
@@ -72,6 +76,7 @@ def test_rows_are_recorded_and_the_table_is_printed_of_them(
     [
         (["evaluate-agent", "--rerun"], "'--rerun'"),
         (["evaluate-agent", "--plot", "a.png"], "'--plot'"),
+        (["evaluate-agent", "--bands", "0"], "'--bands'"),
         (["evaluate-agent", "--table"], "no results in docs/results"),
         (["evaluate-agent", "--batch", "0"], "--batch"),
         (["train-agent", "--out", "a", "--kind", "linear", "--real"], "'--real'"),
