@@ -8,7 +8,13 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from gymnasium.wrappers import FrameStackObservation, RecordEpisodeStatistics, TimeLimit
+from gymnasium.wrappers import (
+    FrameStackObservation,
+    GrayscaleObservation,
+    RecordEpisodeStatistics,
+    ResizeObservation,
+    TimeLimit,
+)
 from gymnasium.wrappers.vector import RecordEpisodeStatistics as VectorStatistics
 
 from magi_world.envs.wrappers import LastFrame, NumericInfos
@@ -54,6 +60,14 @@ def test_wrappers_of_single_environments(tiny_world_path: Path) -> None:
         assert observation in limited.observation_space
         assert not terminated and truncated == (length == 5)
     assert info["episode"]["l"] == 5
+
+
+def test_pictures_of_another_size_and_without_colours(tiny_world_path: Path) -> None:
+    env: Any = gym.make(ENV_ID, **keywords(tiny_world_path))
+    small = ResizeObservation(GrayscaleObservation(LastFrame(env)), (42, 36))
+    for observation in (small.reset(seed=0)[0], small.step(2)[0]):
+        assert observation.shape == (42, 36) and observation.dtype == np.uint8
+        assert observation in small.observation_space and observation.std() > 0
 
 
 def test_a_video_is_recorded(tiny_world_path: Path, tmp_path: Path) -> None:
