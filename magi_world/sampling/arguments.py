@@ -54,20 +54,18 @@ def chosen_clips(clip: int | Sequence[int] | None, count: int, size: int) -> lis
 
 
 def check_prompts(
-    prompts: object, count: int, check: Callable[[object], None], *, given: bool = False
+    prompts: Any, count: int, check: Callable[[object], None], *, given: bool = False
 ) -> None:
     """Check that there is a list of `count` prompts, and `check` each.
 
     Those of `given` chunks may be None, for "no prompt". Raises `PromptError`.
     """
     several = isinstance(prompts, (Sequence, np.ndarray)) and not isinstance(prompts, str)
-    if not several or len(prompts) != count:  # type: ignore[arg-type]
-        if given:
-            raise PromptError(f"{count} prompts are needed, got {prompts!r}")
-        got = f"the text {prompts!r}" if isinstance(prompts, str) else f"{prompts!r}"
-        got = f"{len(prompts)}" if several else got  # type: ignore[arg-type]
-        raise PromptError(f"step needs a list of {count} prompts, got {got}")
-    for prompt in prompts:  # type: ignore[attr-defined]
+    if not several or len(prompts) != count:
+        needed = f"{count} prompts are needed" if given else f"step needs a list of {count} prompts"
+        text = "the text " if isinstance(prompts, str) else ""
+        raise PromptError(f"{needed}, got {len(prompts) if several else text + repr(prompts)}")
+    for prompt in prompts:
         if not (given and prompt is None):
             check(prompt)
 
