@@ -96,7 +96,7 @@ def _trained(folder: Path, world: "World | None", greedy: bool | None) -> Agent:
     device = "cpu" if world is None else world.device
     kind = read_description(folder).get("kind")
     agent: PPOAgent | LinearAgent
-    if kind == "ppo":
+    if kind in ("ppo", "fitted-q"):  # the same network, learned in another way
         agent = PPOAgent.load(folder, greedy=greedy, device=device)
     elif kind == "selfplay":
         agent = SelfPlayAgent.load(folder, greedy=greedy, device=device)
@@ -104,7 +104,8 @@ def _trained(folder: Path, world: "World | None", greedy: bool | None) -> Agent:
         agent = LinearAgent.load(folder, device=device)
     else:
         raise AgentError(
-            f"{folder} holds an agent of kind {kind!r}, known are 'linear', 'ppo' and 'selfplay'"
+            f"{folder} holds an agent of kind {kind!r}, known are 'fitted-q', 'linear', 'ppo' and "
+            "'selfplay'"
         )
     if world is not None:
         agent.check_fits(world)

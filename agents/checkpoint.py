@@ -10,7 +10,7 @@ from magi_world.checkpoints.tensors import read_tensors_and_metadata, write_tens
 from magi_world.errors import AgentError, CheckpointError
 
 CHECKPOINT = "training.safetensors"
-BUDGETS = ("total_steps", "generations", "minutes", "save_minutes")
+BUDGETS = ("total_steps", "generations", "updates", "minutes", "save_minutes")
 """settings that may be others when a training goes on"""
 
 

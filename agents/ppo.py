@@ -20,13 +20,12 @@ from pathlib import Path
 from typing import Literal
 
 from magi_world.agents.files import describe
-from magi_world.agents.ppo_actor import DreamSlots, Slots
+from magi_world.agents.ppo_actor import DreamSlots, Slots, check_signals
 from magi_world.agents.ppo_agent import PPOAgent
 from magi_world.agents.ppo_loop import run
 from magi_world.agents.ppo_real import SIGNALS, RealSlots
 from magi_world.agents.ppo_state import Training
-from magi_world.errors import AgentError, ConfigError
-from magi_world.players import players_of
+from magi_world.errors import ConfigError
 from magi_world.training.collect import Game
 from magi_world.world import World
 
@@ -160,7 +159,7 @@ def train(
         AgentError: the world has no outcome heads to learn from, or what is learned from lacks a
             signal of `signal_weights`; the real game does not fit; there is nothing to resume.
     """
-    _check_signals(world, args, real=make_game is not None)
+    check_signals(world, args, None if make_game is None else SIGNALS)
     out = Path(out)
     description = describe(world, "ppo", "dream" if make_game is None else "real") | {
         "history": args.history,
@@ -179,19 +178,3 @@ def train(
 
     run(training, make_slots, args, out, charts=lambda actor, samples: actor.log(), show=show)
     return PPOAgent.load(out, device=world.device)
-
-
-def _check_signals(world: World, args: Args, *, real: bool) -> None:
-    """Raise `AgentError` unless there is everything that the rewards are made of."""
-    outcome = world.config.outcome
-    if outcome is None and not real:
-        raise AgentError(f"the world {world.name!r} has no outcome heads: nothing to learn from")
-    if players_of(world.card):
-        raise AgentError(f"the world {world.name!r} has players: train them by self-play")
-    known = SIGNALS if real or outcome is None else outcome.signals
-    unknown = sorted(set(args.signal_weights) - set(known))
-    if unknown:
-        where = "real game" if real else "world"
-        raise AgentError(
-            f"the {where} {world.name!r} has no signals {unknown}; it has {list(known)}"
-        )

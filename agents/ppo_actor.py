@@ -9,7 +9,7 @@ chunks that a slot begins with.
 """
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 
 from magi_world.agents.ppo_agent import Network, extend_history, flatten_chunk, start_history
+from magi_world.errors import AgentError
+from magi_world.players import players_of
 from magi_world.sampling.chunk import Chunk
 from magi_world.world import World
 
@@ -76,7 +78,48 @@ class Slots(Protocol):
         """End whatever runs."""
 
 
-def full_reward(world: World, args: "Args") -> float:
+class Rewards(Protocol):
+    """The settings that say what is learned from; see `Args` of `agents/ppo.py`."""
+
+    @property
+    def reward(self) -> str: ...
+    @property
+    def signal_weights(self) -> Mapping[str, float]: ...
+    @property
+    def expected_termination(self) -> bool: ...
+
+
+def learned_from(chunk: Chunk, args: Rewards, full_reward: float) -> tuple[Tensor, Tensor]:
+    """Return the reward that is learned from and the share that goes on, float32 `[B]` each."""
+    ended_B = chunk.terminated.float()
+    if args.expected_termination:
+        ended_B = chunk.termination_probability
+    reward_B = -ended_B if args.reward == "penalty" else chunk.reward / full_reward
+    for name, weight in args.signal_weights.items():
+        reward_B = reward_B + weight * chunk.signals[name]
+    return reward_B, 1.0 - ended_B
+
+
+def check_signals(world: World, args: Rewards, real: Sequence[str] | None = None) -> None:
+    """Raise `AgentError` unless there is everything that the rewards are made of.
+
+    `real` are the signals of the real game where it is learned in.
+    """
+    outcome = world.config.outcome
+    if outcome is None and real is None:
+        raise AgentError(f"the world {world.name!r} has no outcome heads: nothing to learn from")
+    if players_of(world.card):
+        raise AgentError(f"the world {world.name!r} has players: train them by self-play")
+    known = real if real is not None or outcome is None else outcome.signals
+    unknown = sorted(set(args.signal_weights) - set(known or ()))
+    if unknown:
+        where = "world" if real is None else "real game"
+        raise AgentError(
+            f"the {where} {world.name!r} has no signals {unknown}; it has {list(known or ())}"
+        )
+
+
+def full_reward(world: World, args: Rewards) -> float:
     """What a chunk's reward is divided by before it is learned from."""
     low, high = map(float, world.card["reward_range"])
     return high if args.reward == "survival" else max(-low, high) or 1.0
@@ -131,18 +174,8 @@ class DreamSlots:
     def step(self, actions: Sequence[int]) -> Played:
         """Dream one chunk in every slot."""
         chunk = self.rollout.step([self.prompts[action] for action in actions])
-        reward_B, continue_B = self.reward(chunk)
+        reward_B, continue_B = learned_from(chunk, self.args, self.full_reward)
         return Played(chunk.latents, reward_B, continue_B, chunk.terminated, chunk.reward)
-
-    def reward(self, chunk: Chunk) -> tuple[Tensor, Tensor]:
-        """Return the reward that is learned from and the share that goes on, float32 `[B]` each."""
-        ended_B = chunk.terminated.float()
-        if self.args.expected_termination:
-            ended_B = chunk.termination_probability
-        reward_B = -ended_B if self.args.reward == "penalty" else chunk.reward / self.full_reward
-        for name, weight in self.args.signal_weights.items():
-            reward_B = reward_B + weight * chunk.signals[name]
-        return reward_B, 1.0 - ended_B
 
     def close(self) -> None:
         """There is nothing to end."""

@@ -1,34 +1,49 @@
-"""The state of a PPO training: networks, optimizer, generator and counters, saved and resumed."""
+"""The state of a training of a network: weights, optimizer, generator, counters; saved, resumed."""
 
 import copy
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from magi_world.agents.checkpoint import CHECKPOINT, read_checkpoint, write_checkpoint
 from magi_world.agents.ppo_agent import PPOAgent, build_network
 from magi_world.checkpoints.tensors import load_tensors
 
 if TYPE_CHECKING:
-    from magi_world.agents.ppo import Args
+    from _typeshed import DataclassInstance
 
 
-class Training:
+    class Settings(DataclassInstance, Protocol):
+        """What the settings of every such training have."""
+
+        @property
+        def seed(self) -> int: ...
+        @property
+        def learning_rate(self) -> float: ...
+        @property
+        def minutes(self) -> float | None: ...
+
+
+AnyArgs = TypeVar("AnyArgs", bound="Settings")
+
+
+class NetworkTraining(Generic[AnyArgs]):
     """Everything of a training that a checkpoint keeps.
 
     `description` is what `agent.json` will hold, but for "args" and "trained". The networks learn
-    on `device`.
+    on `device`; `parts` names those that a checkpoint keeps.
     """
 
-    def __init__(self, description: dict[str, Any], args: "Args", device: torch.device) -> None:
+    def __init__(self, description: dict[str, Any], args: AnyArgs, device: torch.device) -> None:
         self.args = args
         self.description = description | {"args": asdict(args)}
         seeded = torch.Generator().manual_seed(args.seed)
         self.network = build_network(description).initialise(seeded).to(device)
         self.average = copy.deepcopy(self.network)
+        self.parts: dict[str, nn.Module] = {"network": self.network, "average": self.average}
         self.optimizer = torch.optim.Adam(
             self.network.parameters(), lr=args.learning_rate, eps=1e-5
         )
@@ -49,18 +64,23 @@ class Training:
     @property
     def progress(self) -> float:
         """The share of the budget that is used, 1 at the end."""
-        args = self.args
-        return max(
-            self.steps / args.total_steps if args.total_steps else 0.0,
-            self.seconds / (60 * args.minutes) if args.minutes else 0.0,
-        )
+        minutes = self.args.minutes
+        return max(self.counted, self.seconds / (60 * minutes) if minutes else 0.0)
+
+    @property
+    def counted(self) -> float:
+        """The share of the budget, other than time, that is used."""
+        raise NotImplementedError
+
+    def agent(self) -> PPOAgent:
+        """The agent with the averaged weights, as it is saved."""
+        return PPOAgent(copy.deepcopy(self.average), self.description | {"trained": self.trained})
 
     def save(self, out: Path) -> None:
         """Write the agent with the averaged weights, and the checkpoint; each whole or not."""
-        agent = PPOAgent(copy.deepcopy(self.average), self.description | {"trained": self.trained})
-        agent.save(out)
+        self.agent().save(out)
         tensors = {"generator": self.generator.get_state()}
-        for part, module in (("network", self.network), ("average", self.average)):
+        for part, module in self.parts.items():
             for name, tensor in module.state_dict().items():
                 tensors[f"{part}.{name}"] = tensor
         for index, state in self.optimizer.state_dict()["state"].items():
@@ -79,8 +99,8 @@ class Training:
             prefix = f"{name}."
             return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
-        load_tensors(self.network, part("network"), f"{out / CHECKPOINT}")
-        load_tensors(self.average, part("average"), f"{out / CHECKPOINT}")
+        for name, module in self.parts.items():
+            load_tensors(module, part(name), f"{out / CHECKPOINT}")
         states: dict[int, dict[str, Tensor]] = {}
         for key, value in part("optimizer").items():
             index, name = key.split(".")
@@ -90,3 +110,12 @@ class Training:
         self.generator.set_state(tensors["generator"])
         self.steps, self.updates = about["steps"], about["updates"]
         self.seconds, self.counters = about["seconds"], about["counters"]
+
+
+class Training(NetworkTraining["Args"]):
+    """A training by PPO: its budget are chunks played."""
+
+    @property
+    def counted(self) -> float:
+        """The share of the chunks that is played."""
+        return self.steps / self.args.total_steps if self.args.total_steps else 0.0

@@ -1,8 +1,8 @@
 """One file holds the settings with which the agents of a world are trained.
 
 It has a section for each kind of training: `ppo` (in the dream), `ppo-real` (in the real game),
-`selfplay` (of all players, in the dream) and `linear`; what it does not name has the default of the
-training's own `Args`.
+`fitted-q`, `selfplay` (of all players) and `linear` (all in the dream); what it does not name has
+the default of the training's own `Args`.
 """
 
 import tomllib
@@ -12,12 +12,13 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, get_args, get_origin
 
-from magi_world.agents import linear_training, ppo
+from magi_world.agents import fitted_q, linear_training, ppo
 from magi_world.errors import RecipeError
 
 SECTIONS: dict[str, type] = {
     "ppo": ppo.Args,
     "ppo-real": ppo.Args,
+    fitted_q.KIND: fitted_q.Args,
     "selfplay": ppo.Args,
     "linear": linear_training.Args,
 }

@@ -200,12 +200,13 @@ def _label(about: Mapping[str, Any]) -> str:
     """The line of the table to which an agent belongs unless told otherwise."""
     if about["kind"] == "linear":
         return "linear controller"
-    if about["kind"] != "ppo":
+    if about["kind"] not in ("ppo", "fitted-q"):
         return _LABELS.get(about["kind"], str(about["kind"]))
     if about.get("trained_in") == "real":
         return "PPO in the real game"
     temperature = about["args"].get("temperature", 1.0)
-    return "PPO in the dream" + ("" if temperature == 1.0 else f", τ {temperature:g}")
+    name = "PPO" if about["kind"] == "ppo" else "Q learning"
+    return f"{name} in the dream" + ("" if temperature == 1.0 else f", τ {temperature:g}")
 
 
 def _real_tics(about: Mapping[str, Any], card: Mapping[str, Any]) -> int:

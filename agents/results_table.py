@@ -22,7 +22,7 @@ Line = dict[str, Any]
 
 ORDER = (
     "no-op", "uniform", "sticky", "best sweep", "linear controller", "PPO in the dream",
-    "PPO in the real game",
+    "Q learning in the dream", "PPO in the real game",
 )  # fmt: skip
 """labels from top to bottom; one that goes on behind such a label follows it, others come last"""
 PLACES = ("dream", "real")

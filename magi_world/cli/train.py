@@ -198,6 +198,7 @@ class Kind(StrEnum):
     """What kind of agent is trained."""
 
     PPO = "ppo"
+    FITTED_Q = "fitted-q"
     LINEAR = "linear"
 
 
@@ -206,7 +207,11 @@ def train_agent(
     *,
     out: Annotated[Path, typer.Option(help="Folder for the agent and its TensorBoard log.")],
     kind: Annotated[
-        Kind, typer.Option(help="A network by PPO, or a linear map by CMA-ES in the dream.")
+        Kind,
+        typer.Option(
+            help="A network by PPO; the same by Q learning on moments of the world's data, whose "
+            "actions are dreamed one chunk ahead; or a linear map by CMA-ES in the dream."
+        ),
     ] = Kind.PPO,
     real: Annotated[
         bool, typer.Option("--real", help="Learn in the real game, seen through the world's VAE.")
@@ -238,7 +243,7 @@ def train_agent(
         typer.Option(
             "--set",
             metavar="NAME=VALUE",
-            help="Any other setting of agents/ppo.py or agents/linear_training.py.",
+            help="Any other setting of agents/ppo.py, fitted_q.py or linear_training.py.",
         ),
     ] = None,
     recipe: Annotated[
@@ -252,7 +257,7 @@ def train_agent(
         Path | None,
         typer.Option(
             help="Folder of a train-world run: dreams begin in clips of its data, not only in the "
-            "world's own."
+            "world's own; --kind fitted-q learns on its moments."
         ),
     ] = None,
     clips: Annotated[
@@ -281,22 +286,24 @@ def train_agent(
 
     Example: magi-world train-agent --world run/world --out agent --steps 60000 --set reward=world
     """
-    from magi_world.agents import linear_training, ppo, selfplay
+    from magi_world.agents import fitted_q, linear_training, ppo, selfplay
     from magi_world.agents.checkpoint import resumed_settings
     from magi_world.agents.ppo_real import REAL_SETTINGS
     from magi_world.agents.recipe import available, recipe_settings
     from magi_world.cli.games import real_game
     from magi_world.world import load
 
-    if kind is Kind.LINEAR and (real or steps is not None):
+    if kind is not Kind.PPO and (real or steps is not None):
         name = "'--real'" if real else "'--steps'"
-        raise typer.BadParameter("is not known to --kind linear", param_hint=name)
+        raise typer.BadParameter(f"is not known to --kind {kind.value}", param_hint=name)
     if self_play and (kind is not Kind.PPO or real):
         raise typer.BadParameter("goes with --kind ppo in the dream", param_hint="'--self-play'")
-    if kind is Kind.PPO and generations is not None:
+    if kind is not Kind.LINEAR and generations is not None:
         raise typer.BadParameter("goes with --kind linear", param_hint="'--generations'")
-    if eventful and starts_from is None:
-        raise typer.BadParameter("needs --starts-from", param_hint="'--eventful'")
+    if eventful and (starts_from is None or kind is Kind.FITTED_Q):
+        raise typer.BadParameter("goes with clips of --starts-from", param_hint="'--eventful'")
+    if kind is Kind.FITTED_Q and starts_from is None:
+        raise typer.BadParameter("is needed for its moments", param_hint="'--starts-from'")
     if resume and recipe is not None:
         raise typer.BadParameter("OUT's settings go on with --resume", param_hint="'--recipe'")
     if not resume and (out / "agent.json").exists():
@@ -304,9 +311,12 @@ def train_agent(
     given = {"seed": seed, "temperature": temperature}
     settings: dict[str, Any] = {name: v for name, v in given.items() if v is not None}
     if minutes is not None or steps is not None or generations is not None:
-        length = {"total_steps": steps} if kind is Kind.PPO else {"generations": generations}
-        settings |= {**length, "minutes": minutes}
-    module = ppo if kind is Kind.PPO else linear_training
+        length = {
+            Kind.PPO: {"total_steps": steps}, Kind.LINEAR: {"generations": generations},
+            Kind.FITTED_Q: {},
+        }  # fmt: skip
+        settings |= {**length[kind], "minutes": minutes}
+    module = {Kind.PPO: ppo, Kind.FITTED_Q: fitted_q, Kind.LINEAR: linear_training}[kind]
     settings |= parse_settings(setting or [], module.Args)
     loaded = load(world, device=device, dtype=dtype)
     if resume:
@@ -320,7 +330,7 @@ def train_agent(
             settings = REAL_SETTINGS | settings
         if self_play:
             settings = selfplay.SETTINGS | settings
-    if starts_from is not None:
+    if starts_from is not None and kind is not Kind.FITTED_Q:
         from magi_world.training.bank import with_more_clips
 
         if real:
@@ -331,6 +341,9 @@ def train_agent(
     elif kind is Kind.PPO:
         make_game = real_game(loaded, game) if real else None
         ppo.train(loaded, ppo.Args(**settings), out, make_game=make_game, resume=resume)
+    elif kind is Kind.FITTED_Q:
+        assert starts_from is not None
+        fitted_q.train(loaded, fitted_q.Args(**settings), out, run=starts_from, resume=resume)
     else:
         linear_training.train(loaded, linear_training.Args(**settings), out, resume=resume)
     summary = json.loads((out / "agent.json").read_text(encoding="utf-8"))

@@ -99,9 +99,19 @@ def with_more_clips(
         DatasetError: ``run`` is no folder of a training with encoded data, or see `make_bank`.
         ConfigError: see `make_bank`.
     """
-    store_folder = run / "store"
-    if not (store_folder / "latents.npy").exists():
-        raise DatasetError(f"{run} is no folder of train-world: {store_folder}/latents.npy misses")
+    store = encoded_store(run)
     other = copy.copy(world)
-    other.bank = make_bank(world, open_store(store_folder), clips, eventful=eventful, soon=soon)
+    other.bank = make_bank(world, store, clips, eventful=eventful, soon=soon)
     return other
+
+
+def encoded_store(run: Path) -> Store:
+    """The data of a run of train-world, encoded by its VAE.
+
+    Raises:
+        DatasetError: the folder has none.
+    """
+    folder = run / "store"
+    if not (folder / "latents.npy").exists():
+        raise DatasetError(f"{run} is no folder of train-world: {folder}/latents.npy misses")
+    return open_store(folder)

@@ -107,6 +107,9 @@ def test_other_labels(tiny_world: World, tmp_path: Path) -> None:
     assert row["label"] == "linear controller" and row["generations"] == 1
     train(tiny_world, Args(**TINY, temperature=1.15), tmp_path / "hot", show=False)
     assert played(tiny_world, str(tmp_path / "hot"))["label"] == "PPO in the dream, τ 1.15"
+    described = json.loads((tmp_path / "hot" / "agent.json").read_text()) | {"kind": "fitted-q"}
+    (tmp_path / "hot" / "agent.json").write_text(json.dumps(described))
+    assert played(tiny_world, str(tmp_path / "hot"))["label"] == "Q learning in the dream, τ 1.15"
     labels = {name: played(tiny_world, name)["label"] for name in ("noop", "random", "sticky")}
     assert labels == {"noop": "no-op", "random": "uniform", "sticky": "sticky"}
 

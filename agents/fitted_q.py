@@ -1,0 +1,354 @@
+"""Fitted Q learning on dreamed moments: what is every action worth, where real chunks end?
+
+`agents/moments.py` dreams each action one chunk ahead of real moments, once and for all. What an
+action is worth is then what that chunk gives and, discounted, what the best action is worth behind
+it, by a slowly following copy of the network (Ernst et al. 2005; Mnih et al. 2015). So values reach
+as far as they like while no dream is longer than a chunk, and every moment teaches many times.
+
+The actions of a moment share their noise, so that the differences between them, which alone decide,
+are known better than their mean; the loss weighs both apart, and the network gives both apart
+(Wang et al. 2016). What is saved is the network of `agents/ppo_agent.py`, with the advantages as
+its policy.
+
+Shape suffixes as in `agents/moments.py`; B moments of one update, C channels of a stack (m times
+channels of one chunk, c).
+"""
+
+import copy
+import json
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from magi_world.agents.files import describe
+from magi_world.agents.moments import Dreamer, Moments, dream_moments
+from magi_world.agents.ppo_actor import check_signals, full_reward, learned_from
+from magi_world.agents.ppo_agent import Network, PPOAgent
+from magi_world.agents.ppo_learning import blend
+from magi_world.agents.ppo_state import NetworkTraining
+from magi_world.errors import ConfigError, DatasetError
+from magi_world.training.bank import encoded_store
+from magi_world.training.store import Store
+from magi_world.world import World
+
+KIND = "fitted-q"
+_HELD_OUT = 0.03
+"""share of the moments that only measure"""
+_MEASURED = 500
+"""updates between two measurements"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Args:
+    """Settings of one training; a value that cannot work raises `ConfigError`."""
+
+    seed: int = 1
+    """seeds the weights, the order of moments and the noise of their dreams"""
+    moments: int = 100_000
+    """real moments from which every action is dreamed, or as many as the data has; they are read
+    and dreamed once, some 7 kB each, and kept in the agent's folder"""
+    updates: int = 8_000
+    """steps of the optimizer"""
+    minutes: float | None = None
+    """wall-clock time to learn, after the moments are dreamed, in all runs of a resumed training
+    together; with both budgets the first that runs out ends the training"""
+    batch_size: int = 256
+    """moments of one update"""
+    history: int = 4
+    """chunks that the agent sees, the newest one included"""
+    channels: tuple[int, int] = (48, 32)
+    """widths of the two convolutions"""
+    hidden: int = 192
+    """width of the layer that differences and mean share"""
+    observation_noise: float = 0.3
+    """standard deviation of noise added to the latents of moments, so that small differences
+    between what is dreamed and what is real do not matter"""
+    temperature: float = 1.0
+    """scale of the world's noise"""
+    denoising_steps: int | None = None
+    """denoising steps of a chunk; None is the world's own number"""
+    reward: Literal["penalty", "survival", "world"] = "penalty"
+    """what is learned from: "penalty" is -1 at the end, "survival" the share of a chunk survived,
+    "world" the reward that the world predicts, divided by the largest of its range"""
+    signal_weights: dict[str, float] = field(default_factory=dict)
+    """added to the reward: weight times the world's signal of that name, e.g. {"damage": -0.01}"""
+    gamma: float = 0.95
+    """discount of one chunk"""
+    learning_rate: float = 1e-3
+    """of Adam, at the start; it falls to a twentieth"""
+    difference_weight: float = 3.0
+    """weight of errors in the differences between actions, those of their mean having 3"""
+    target: float = 0.995
+    """share of the old in the copy that values what follows, per update"""
+    average: float = 0.997
+    """share of the old in the weights that are saved, per update"""
+    max_grad_norm: float = 1.0
+    """longest gradient; longer ones are scaled down"""
+    softness: float = 0.02
+    """how the agent plays where it is sampled: an action worth this much less is taken e times as
+    rarely"""
+    greedy: bool = True
+    """how the saved agent plays unless told otherwise: the best action, or sampled"""
+    save_minutes: float = 2.0
+    """minutes between two checkpoints"""
+
+    def __post_init__(self) -> None:
+        counts = ("moments", "updates", "batch_size", "history", "hidden", "denoising_steps")
+        for name in counts:
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ConfigError(f"{name} {getattr(self, name)} is below 1")
+        for name in ("gamma", "target", "average"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ConfigError(f"{name} {getattr(self, name)} is outside [0, 1]")
+        for name in ("minutes", "softness"):
+            if getattr(self, name) is not None and getattr(self, name) <= 0:
+                raise ConfigError(f"{name} {getattr(self, name)} is not above 0")
+        if len(self.channels) != 2 or min(self.channels) < 1:
+            raise ConfigError(f"channels {self.channels} are not two widths, from 1 on")
+        words = ("penalty", "survival", "world")
+        if self.reward not in words:
+            raise ConfigError(f"reward {self.reward!r} is not one of {words}")
+
+    @property
+    def expected_termination(self) -> bool:
+        """Always: the draw of an end would only add noise."""
+        return True
+
+
+class FittedQ(NetworkTraining[Args]):
+    """A training's state: `steps` are the chunks dreamed, `updates` those of the optimizer."""
+
+    def __init__(self, description: dict[str, Any], args: Args, device: torch.device) -> None:
+        super().__init__(description, args, device)
+        self.target = copy.deepcopy(self.network)
+        self.parts["target"] = self.target
+
+    @property
+    def counted(self) -> float:
+        """The share of the updates that is made."""
+        return self.updates / self.args.updates
+
+    def agent(self) -> PPOAgent:
+        """The agent as it is saved: its log-probabilities are advantages over `softness`."""
+        network = copy.deepcopy(self.average)
+        with torch.no_grad():
+            for parameter in network.policy.parameters():
+                parameter.div_(self.args.softness)
+        return PPOAgent(network, self.description | {"trained": self.trained})
+
+
+def action_values(network: Network, hidden_BD: Tensor) -> Tensor:
+    """What every action is worth, `[B, A]`: the mean, and what the policy's layer adds to it."""
+    advantage_BA: Tensor = network.policy(hidden_BD)
+    value_B1: Tensor = network.value(hidden_BD)
+    return value_B1 + advantage_BA - advantage_BA.mean(1, keepdim=True)
+
+
+class Batch(NamedTuple):
+    """Some moments with what is learned of them."""
+
+    stack: Tensor
+    """`[B, C, h, w]`, without noise"""
+    following: Tensor
+    """`[B, A, c, h, w]`"""
+    reward: Tensor
+    """`[B, A]`"""
+    continues: Tensor
+    """`[B, A]`"""
+
+
+class Data:
+    """Moments with the real chunks before them, as batches on a device."""
+
+    def __init__(self, moments: Moments, store: Store, args: Args, device: torch.device) -> None:
+        self.moments = moments
+        self.device = device
+        self.latents = torch.from_numpy(store.latents())
+        self.before_m = torch.arange(-args.history, 0)
+        held_out = torch.rand(len(moments), generator=torch.Generator().manual_seed(0))
+        self.train = (held_out >= _HELD_OUT).nonzero().squeeze(1)
+        self.held_out = (held_out < _HELD_OUT).nonzero().squeeze(1)
+        if len(self.train) < args.batch_size:
+            raise DatasetError(
+                f"{len(self.train)} moments to learn from, fewer than one batch of "
+                f"{args.batch_size}: give more data or a smaller batch_size"
+            )
+
+    def draw(self, count: int, generator: torch.Generator) -> Batch:
+        """Moments to learn from, drawn with a generator of the training's device."""
+        number_B = torch.randint(
+            len(self.train), (count,), generator=generator, device=generator.device
+        )
+        return self.batch(self.train[number_B.cpu()])
+
+    def batch(self, index_B: Tensor) -> Batch:
+        """The moments of these numbers."""
+        moments, device = self.moments, self.device
+        chunk_BmZPhw = self.latents[moments.row[index_B][:, None] + self.before_m]
+        return Batch(
+            stack=chunk_BmZPhw.to(device).float().transpose(2, 3).flatten(1, 3),
+            following=moments.following[index_B].to(device).float().transpose(2, 3).flatten(2, 3),
+            reward=moments.reward[index_B].to(device),
+            continues=moments.continues[index_B].to(device),
+        )
+
+
+def targets(network: Network, batch: Batch, gamma: float) -> Tensor:
+    """What every action gives and what the best one is worth behind it, `[B, A]`.
+
+    The first layer sees the chunks that all actions share once only.
+    """
+    B, A, c = batch.following.shape[:3]
+    first = network.body[0]
+    assert isinstance(first, nn.Conv2d)
+    shared = F.conv2d(batch.stack[:, c:], first.weight[:, :-c], first.bias, padding=1)
+    newest = F.conv2d(batch.following.flatten(0, 1), first.weight[:, -c:], padding=1)
+    seen = (shared[:, None] + newest.unflatten(0, (B, A))).flatten(0, 1)
+    hidden_ND = network.body[1:](seen)
+    best_BA: Tensor = action_values(network, hidden_ND).amax(1).unflatten(0, (B, A))
+    return batch.reward + gamma * batch.continues * best_BA
+
+
+def update(training: FittedQ, batch: Batch) -> dict[str, Tensor]:
+    """One step of the optimizer; returns the losses."""
+    args, network = training.args, training.network
+    with torch.no_grad():
+        target_BA = targets(training.target, batch, args.gamma)
+    noise = torch.empty_like(batch.stack).normal_(generator=training.generator)
+    hidden_BD = network.body(batch.stack + args.observation_noise * noise)
+    error_BA = action_values(network, hidden_BD) - target_BA
+    mean_B = error_BA.mean(1)
+    mean = mean_B.square().mean()
+    difference = (error_BA - mean_B[:, None]).square().sum(1).mean()
+    loss = 3.0 * mean + args.difference_weight * difference
+    training.optimizer.zero_grad()
+    loss.backward()
+    nn.utils.clip_grad_norm_(network.parameters(), args.max_grad_norm)
+    training.optimizer.step()
+    training.updates += 1
+    young = training.updates / (training.updates + 9)  # young averages follow faster
+    blend(training.target, network, min(args.target, young))
+    blend(training.average, network, min(args.average, young))
+    return {"losses/mean": mean.detach(), "losses/difference": difference.detach()}
+
+
+@torch.no_grad()
+def measure(training: FittedQ, data: Data) -> dict[str, float]:
+    """Held-out moments: what the policy gains over a random one, and shares of it all.
+
+    Gains are by the targets' own values; their best action is also the luckiest, so that a share
+    of 1 cannot be reached.
+    """
+    value, target = [], []
+    for index_B in data.held_out.split(512):
+        batch = data.batch(index_B)
+        value.append(action_values(training.average, training.average.body(batch.stack)))
+        target.append(targets(training.target, batch, training.args.gamma))
+    value_NA, target_NA = torch.cat(value), torch.cat(target)
+    chosen_N = target_NA.gather(1, value_NA.argmax(1, keepdim=True)).squeeze(1)
+    gain, most = (x_N - target_NA.mean(1) for x_N in (chosen_N, target_NA.amax(1)))
+    return {
+        "charts/value": target_NA.mean().item(),
+        "charts/gain": gain.mean().item(),
+        "charts/share_of_gain": (gain.sum() / most.sum().clamp_min(1e-12)).item(),
+    }
+
+
+def train(
+    world: World,
+    args: Args,
+    out: str | Path,
+    *,
+    run: str | Path,
+    resume: bool = False,
+    show: bool = True,
+) -> PPOAgent:
+    """Train an agent on moments of a world's data and leave it in the folder `out`.
+
+    The folder gets `agent.json`, `agent.safetensors` and the checkpoint `training.safetensors`
+    every `save_minutes` and at the end, the TensorBoard log under `tensorboard/`, and the dreamed
+    moments under `moments/`, which can be deleted afterwards. Without `minutes` two trainings of
+    the same world, data and `Args` on one machine give the same agent.
+
+    Args:
+        world: what is dreamed in.
+        args: the settings.
+        out: a folder.
+        run: folder of a train-world run, whose data the moments are from.
+        resume: go on from what lies in `out`.
+        show: draw a progress line on stderr.
+
+    Raises:
+        AgentError: the world has no outcome heads or lacks a signal of `signal_weights`, or has
+            players; or there is nothing to resume.
+        DatasetError: `run` is no folder of a training with encoded data, or of too little.
+    """
+    check_signals(world, args)
+    out, run = Path(out), Path(run)
+    store = encoded_store(run)
+    description = describe(world, KIND, "dream") | {
+        "history": args.history,
+        "channels": list(args.channels),
+        "hidden": args.hidden,
+        "greedy": args.greedy,
+    }
+    training = FittedQ(description, args, world.device)
+    if resume:
+        training.resume(out)
+    if training.progress < 1.0:
+        _learn(training, world, store, out, show=show)
+    return PPOAgent.load(out, device=world.device)
+
+
+def _learn(training: FittedQ, world: World, store: Store, out: Path, *, show: bool) -> None:
+    """Dream what is missing of the moments, and update until the budget is used."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    args = training.args
+    full = full_reward(world, args)
+    dreamer = Dreamer(
+        world, store, lambda chunk: learned_from(chunk, args, full), history=args.history,
+        steps=args.denoising_steps, temperature=args.temperature,
+    )  # fmt: skip
+    columns = (BarColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
+    with (
+        SummaryWriter(str(out / "tensorboard"), purge_step=training.updates) as writer,
+        Progress(*columns, console=Console(stderr=True), disable=not show) as bar,
+    ):
+        writer.add_text("args", json.dumps(asdict(args), indent=2), training.updates)
+        task = bar.add_task("first moments", total=float(args.moments))
+        training.save(out)  # what a training that is stopped while it dreams goes on from
+        moments = dream_moments(
+            dreamer, store, out / "moments", count=args.moments, seed=args.seed,
+            say=lambda done: bar.update(task, completed=done, description=f"{done:,} moments"),
+        )  # fmt: skip
+        training.steps = len(moments) * len(dreamer.prompts)
+        data = Data(moments, store, args, world.device)
+        bar.reset(task, total=1.0)
+        begin = saved = time.monotonic()
+        seconds_before = training.seconds
+        while training.progress < 1.0:
+            rate = args.learning_rate * min(1.0, (training.updates + 1) / 100)
+            rate *= 1.0 - 0.95 * training.progress
+            training.optimizer.param_groups[0]["lr"] = rate
+            log = update(training, data.draw(args.batch_size, training.generator))
+            now = time.monotonic()
+            training.seconds = seconds_before + now - begin
+            if training.updates % _MEASURED == 0 or training.progress >= 1.0:
+                measured = measure(training, data) | {"charts/learning_rate": rate}
+                for name, scalar in ({k: v.item() for k, v in log.items()} | measured).items():
+                    writer.add_scalar(name, scalar, training.updates)
+                told = f"{training.updates:,} updates, {measured['charts/share_of_gain']:.2f}"
+                bar.update(task, description=f"{told} of the gain")
+            bar.update(task, completed=min(training.progress, 1.0))
+            if now - saved > 60 * args.save_minutes:
+                training.save(out)
+                saved = now
+        training.save(out)

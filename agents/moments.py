@@ -1,0 +1,234 @@
+"""Real moments, and what the dream says of every action in each: what `fitted_q.py` learns from.
+
+A moment is the end of a few real chunks. From it each action is dreamed one chunk ahead, all with
+the same noise, so that what differs between them is what they do; the world's heads say what each
+chunk is worth. A moment so teaches about every action, also those that nobody took there, and no
+dream lasts long enough to lose a fireball. Only the chunks that lead to a moment are real: whatever
+is learned from comes out of the world.
+
+Shape suffixes: N moments, A actions, m chunks in view, S sequences, L chunks in one, G = S * L,
+Z latent channels, P latent frames of a chunk, h and w the latent grid.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from magi_world.checkpoints.tensors import read_tensors, write_tensors
+from magi_world.errors import AgentError, CheckpointError, DatasetError
+from magi_world.models.dit import CaptionKV, DiTOutput
+from magi_world.sampling.chunk import Chunk
+from magi_world.sampling.schedule import time_grid
+from magi_world.training.store import Store
+from magi_world.training.teacher_forcing import concatenate_captions, teacher_forced_inputs
+from magi_world.world import World
+
+_LENGTH = 16
+"""most chunks of a sequence, the first of which are history only"""
+_TOGETHER = 8
+"""sequences in one forward"""
+_PART = 60
+"""forwards whose moments are one file"""
+
+
+@dataclass(frozen=True)
+class Moments:
+    """What is dreamed of N moments."""
+
+    row: Tensor
+    """int64 `[N]`, row of the store behind each moment: the chunks before it were seen"""
+    following: Tensor
+    """float16 `[N, A, Z, P, h, w]`, the chunk that each action leads to"""
+    reward: Tensor
+    """float32 `[N, A]`, what is learned from"""
+    continues: Tensor
+    """float32 `[N, A]`, the share that goes on behind that chunk"""
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+
+Judge = Callable[[Chunk], tuple[Tensor, Tensor]]
+"""what is learned from n chunks and the share that goes on behind each, float32 `[n]` both"""
+
+
+def sequence_length(store: Store, history: int) -> int:
+    """Chunks of a sequence: 16, or as many as half of the training episodes have.
+
+    Raises:
+        DatasetError: they are too short for a moment with its history.
+    """
+    episodes = store.episodes(held_out=False)
+    half_have = int(np.median(store.offsets[episodes + 1] - store.offsets[episodes]))
+    if half_have <= history:
+        raise DatasetError(
+            f"half of the episodes have no more than {half_have} chunks: there is no moment with "
+            f"{history} chunks before it"
+        )
+    return min(_LENGTH, half_have)
+
+
+def sequences(store: Store, length: int, history: int, generator: torch.Generator) -> Tensor:
+    """First rows of sequences that lie in training episodes, in a drawn order, int64 `[sequences]`.
+
+    Together they keep all moments of an episode that have their history; the last sequence ends
+    with the episode and overlaps the one before it. Shorter episodes have none.
+    """
+    starts: list[int] = []
+    for episode in store.episodes(held_out=False):
+        first, last = int(store.offsets[episode]), int(store.offsets[episode + 1]) - length
+        if last < first:
+            continue
+        own = list(range(first, last + 1, length - history))
+        starts += own if own[-1] == last else [*own, last]
+    return torch.tensor(starts)[torch.randperm(len(starts), generator=generator)]
+
+
+class Dreamer:
+    """Dreams every action one chunk ahead of all moments of some sequences.
+
+    Args:
+        world: a world with outcome heads.
+        store: real data, encoded by the world's VAE.
+        judge: says what is learned from the dreamed chunks.
+        history: m, chunks that the agent sees.
+        steps: denoising steps of a chunk; None is the world's own number.
+        temperature: scale of the noise.
+
+    Raises:
+        DatasetError: see :func:`sequence_length`.
+    """
+
+    def __init__(
+        self,
+        world: World,
+        store: Store,
+        judge: Judge,
+        *,
+        history: int,
+        steps: int | None = None,
+        temperature: float = 1.0,
+    ) -> None:
+        self.world, self.judge, self.history = world, judge, history
+        self.length = sequence_length(store, history)
+        self.latents = torch.from_numpy(store.latents())
+        self.action = torch.from_numpy(store.action)
+        self.prompts: list[str] = world.card["prompts"]
+        parts = [world.caption(prompt) for prompt in self.prompts]
+        self.captions: tuple[CaptionKV, list[int]] = (
+            concatenate_captions(parts),
+            [part[0][0].shape[0] for part in parts],
+        )
+        sampling = world.config.sampling
+        count = steps or sampling.num_steps
+        self.grid = time_grid(count, shift=sampling.shift, transform=sampling.transform)
+        self.temperature = temperature
+
+    @torch.inference_mode()
+    def dream(self, start_S: Tensor, generator: torch.Generator) -> Moments:
+        """All moments of the sequences that begin at these rows."""
+        world, A = self.world, len(self.prompts)
+        S, L = len(start_S), self.length
+        row_SL = start_S[:, None] + torch.arange(L)
+        row_G = row_SL.flatten()
+        real = self.latents[row_G].float().to(world.device)
+        noise = torch.randn(real.shape, generator=generator).to(world.device) * self.temperature
+        x = noise.repeat(A, 1, 1, 1, 1)
+        times = torch.ones(len(x), device=world.device)
+        for t, t_next in zip(self.grid[:-1], self.grid[1:], strict=True):
+            velocity = self._forward(row_G, (S, L), real, x, times * t).velocity
+            x = x + velocity[len(real) :] * (t_next - t)
+        clean_t = world.config.sampling.clean_t
+        hidden = self._forward(row_G, (S, L), real, x, times * clean_t).hidden[len(real) :]
+        keep_L = torch.arange(L) >= self.history
+        shape = (A, S, L)
+        kept, states = (
+            tensor.unflatten(0, shape)[:, :, keep_L].flatten(0, 2) for tensor in (x, hidden)
+        )
+        n = S * int(keep_L.sum())
+        asked = [prompt for prompt in self.prompts for _ in range(n)]
+        reward, continues = self.judge(world.judge(kept, states, asked))
+        return Moments(
+            row=row_SL[:, keep_L].flatten(),
+            following=kept.unflatten(0, (A, n)).transpose(0, 1).half().cpu(),
+            reward=reward.unflatten(0, (A, n)).T.float().cpu(),
+            continues=continues.unflatten(0, (A, n)).T.float().cpu(),
+        )
+
+    def _forward(
+        self, row_G: Tensor, shape: tuple[int, int], real: Tensor, x: Tensor, t: Tensor
+    ) -> DiTOutput:
+        """One forward of the real chunks and, for every action, of those dreamed in their place."""
+        world, A, G = self.world, len(self.prompts), len(row_G)
+        taken_G = self.action[row_G]
+        choice = torch.cat([taken_G, torch.arange(A).repeat_interleave(G)])
+        clean_t = torch.full((G,), world.config.sampling.clean_t, device=world.device)
+        inputs = teacher_forced_inputs(
+            world, shape, clean=(real, clean_t), noisy=(x, t), captions=self.captions,
+            choice_G=choice, dropped_G=torch.zeros(G, dtype=torch.bool, device=world.device),
+        )  # fmt: skip
+        output: DiTOutput = world.dit(inputs)
+        return output
+
+
+def dream_moments(
+    dreamer: Dreamer,
+    store: Store,
+    folder: Path,
+    *,
+    count: int,
+    seed: int,
+    say: Callable[[int], None] = lambda dreamed: None,
+) -> Moments:
+    """Dream at least `count` moments, or all that the data has, in parts that are kept in a folder.
+
+    Parts that lie there already are read, not dreamed again; each has a generator of its own, so
+    that a dream that was stopped goes on to the same moments.
+
+    Args:
+        dreamer: dreams them.
+        store: the same data as the dreamer's.
+        folder: where the parts are, one file each.
+        count: how many moments.
+        seed: of their order and noise.
+        say: told how many there are, after every part.
+
+    Raises:
+        AgentError: a file of a part is damaged.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    order = sequences(store, dreamer.length, dreamer.history, generator)
+    each = _PART * _TOGETHER
+    parts: list[dict[str, Tensor]] = []
+    done = 0
+    for number, start in enumerate(range(0, len(order), each)):
+        if done >= count:
+            break
+        path = folder / f"{number:04d}.safetensors"
+        if not path.exists():
+            generator = torch.Generator().manual_seed(seed * 100_000 + number)
+            together = [
+                vars(dreamer.dream(starts, generator))
+                for starts in order[start : start + each].split(_TOGETHER)
+            ]
+            folder.mkdir(parents=True, exist_ok=True)
+            write_tensors(_joined(together), path, {})
+        parts.append(_read(path))
+        done += len(parts[-1]["row"])
+        say(done)
+    return Moments(**_joined(parts))
+
+
+def _joined(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: torch.cat([part[name] for part in parts]).contiguous() for name in parts[0]}
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    try:
+        return read_tensors(path)
+    except CheckpointError as error:
+        raise AgentError(f"{error}: take it away, and it is dreamed again") from None

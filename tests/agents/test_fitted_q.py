@@ -1,0 +1,143 @@
+"""Q learning on moments whose dreams are known: a door that must be opened before it is passed."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from magi_world.agents.fitted_q import (
+    KIND,
+    Args,
+    Data,
+    FittedQ,
+    action_values,
+    measure,
+    targets,
+    update,
+)
+from magi_world.agents.moments import Moments
+from magi_world.errors import ConfigError, DatasetError
+
+SHUT, OPEN, BEHIND = range(3)
+OPENS, PASSES = 1, 2
+SHAPE = (2, 1, 2, 2)
+SMALL: dict[str, Any] = {
+    "batch_size": 32, "history": 2, "channels": (8, 8), "hidden": 16, "observation_noise": 0.1,
+    "gamma": 0.9, "target": 0.95, "average": 0.9, "updates": 600,
+}  # fmt: skip
+
+
+class Chunks:
+    """What a store has to give."""
+
+    def __init__(self, state_M: Tensor) -> None:
+        self._latents = picture(state_M).half().numpy()
+
+    def latents(self) -> Any:
+        return self._latents
+
+
+def picture(state: Tensor) -> Tensor:
+    """Latents in which a state is to be seen, `[..., Z, P, h, w]`."""
+    codes = torch.tensor([[-1.0, -1.0], [-1.0, 1.0], [1.0, 1.0]])
+    return codes[state][..., None, None, None].expand(*state.shape, *SHAPE)
+
+
+def door(count: int = 400) -> tuple[Moments, Chunks]:
+    """Passing an open door gives 1; a shut one must be opened first, which gives nothing."""
+    generator = torch.Generator().manual_seed(0)
+    state_M = torch.randint(2, (count,), generator=generator)
+    row = torch.arange(2, count)
+    now = state_M[row - 1]
+    following = torch.stack([now, torch.full_like(now, OPEN), now], dim=1)
+    following[now == OPEN, PASSES] = BEHIND
+    passed = following == BEHIND
+    moments = Moments(
+        row=row, following=picture(following).half(), reward=passed.float(),
+        continues=(~passed).float(),
+    )  # fmt: skip
+    return moments, Chunks(state_M)
+
+
+def training(**settings: Any) -> FittedQ:
+    args = Args(**(SMALL | settings))
+    description = {
+        "kind": KIND, "prompts": ["wait", "open", "pass"], "latent_shape": list(SHAPE),
+        "history": args.history, "channels": list(args.channels), "hidden": args.hidden,
+        "greedy": args.greedy,
+    }  # fmt: skip
+    return FittedQ(description, args, torch.device("cpu"))
+
+
+def test_values_reach_further_than_a_chunk() -> None:
+    learner = training()
+    moments, chunks = door()
+    data = Data(moments, chunks, learner.args, torch.device("cpu"))  # type: ignore[arg-type]
+    for _ in range(learner.args.updates):
+        update(learner, data.draw(32, learner.generator))
+    stack_BChw = picture(torch.tensor([[SHUT, SHUT], [OPEN, OPEN]])).transpose(2, 3).flatten(1, 3)
+    value_BA = action_values(learner.average, learner.average.body(stack_BChw))
+    expected = torch.tensor([[0.81, 0.9, 0.81], [0.9, 0.9, 1.0]])  # discounts of 0.9
+    assert torch.allclose(value_BA, expected, atol=0.03)
+    assert measure(learner, data)["charts/share_of_gain"] > 0.99
+
+
+def test_the_agent_plays_the_best_action(tmp_path: Any) -> None:
+    learner = training(updates=300)
+    moments, chunks = door()
+    data = Data(moments, chunks, learner.args, torch.device("cpu"))  # type: ignore[arg-type]
+    for _ in range(300):
+        update(learner, data.draw(32, learner.generator))
+    agent = learner.agent()
+    agent.reset(2)
+    acts = agent.act(picture(torch.tensor([SHUT, OPEN])))
+    assert np.array_equal(acts, [OPENS, PASSES])
+    # a softer agent's log-probabilities are closer to each other
+    soft = dataclasses.replace(learner.args, softness=10.0)
+    stack_BChw = torch.zeros(1, 4, 2, 2)
+    sharp_A = agent.network(stack_BChw)[0][0]
+    learner.args = soft
+    soft_A = learner.agent().network(stack_BChw)[0][0]
+    assert torch.allclose((soft_A - soft_A.mean()) * 500, sharp_A - sharp_A.mean(), atol=1e-3)
+
+
+def test_targets_are_those_of_the_whole_stack() -> None:
+    """The first layer sees shared chunks once, which must not change what it says."""
+    learner = training()
+    moments, chunks = door(60)
+    data = Data(moments, chunks, learner.args, torch.device("cpu"))  # type: ignore[arg-type]
+    batch = data.draw(16, learner.generator)
+    batch = batch._replace(stack=torch.randn_like(batch.stack))
+    network = learner.network
+    stacks = [
+        torch.cat([batch.stack[:, 2:], batch.following[:, action]], dim=1) for action in range(3)
+    ]
+    best = torch.stack([action_values(network, network.body(s)).amax(1) for s in stacks], dim=1)
+    expected = batch.reward + 0.9 * batch.continues * best
+    assert torch.allclose(targets(network, batch, 0.9), expected, atol=1e-5)
+
+
+def test_too_few_moments_are_refused() -> None:
+    moments, chunks = door(20)
+    with pytest.raises(DatasetError, match="fewer than one batch of 32"):
+        Data(moments, chunks, Args(**SMALL), torch.device("cpu"))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("moments", 0, "moments 0 is below 1"),
+        ("updates", -1, "updates -1 is below 1"),
+        ("gamma", 1.5, "gamma 1.5 is outside"),
+        ("softness", 0.0, "softness 0.0 is not above 0"),
+        ("minutes", 0.0, "minutes 0.0 is not above 0"),
+        ("reward", "fame", "reward 'fame' is not one of"),
+        ("channels", (4,), "channels"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(name: str, value: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Args(**{name: value})

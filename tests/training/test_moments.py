@@ -1,0 +1,184 @@
+"""Moments of a run's data, and the agent that learns from them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from magi_world import agents
+from magi_world.agents import moments as module
+from magi_world.agents.fitted_q import KIND, Args, train
+from magi_world.agents.moments import Dreamer, dream_moments, sequence_length, sequences
+from magi_world.cli import main
+from magi_world.errors import AgentError, DatasetError
+from magi_world.sampling.chunk import Chunk
+from magi_world.training.bank import encoded_store
+from magi_world.training.store import Store
+from magi_world.training.teacher_forcing import generate_one_step_ahead
+from magi_world.world import World, load
+
+HISTORY = 4
+SMALL: dict[str, Any] = {
+    "moments": 60, "updates": 6, "batch_size": 16, "channels": (4, 4), "hidden": 8,
+    "signal_weights": {"damage": -1.0},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def world(trained: Path) -> World:
+    return load(trained / "world")
+
+
+@pytest.fixture(scope="module")
+def store(trained: Path) -> Store:
+    return encoded_store(trained)
+
+
+def judge(chunk: Chunk) -> tuple[torch.Tensor, torch.Tensor]:
+    return chunk.reward, 1 - chunk.termination_probability
+
+
+def dreamer(world: World, store: Store, **keywords: Any) -> Dreamer:
+    return Dreamer(world, store, judge, history=HISTORY, **keywords)
+
+
+def test_sequences_keep_every_moment_of_long_episodes(store: Store) -> None:
+    length = sequence_length(store, HISTORY)
+    assert length == 11  # the median of the toy's episodes, which have 10 to 13 chunks
+    starts = sequences(store, length, HISTORY, torch.Generator())
+    kept = {int(s) + at for s in starts for at in range(HISTORY, length)}
+    expected: set[int] = set()
+    for episode in store.episodes(held_out=False):
+        first, end = int(store.offsets[episode]), int(store.offsets[episode + 1])
+        if end - first >= length:
+            expected |= set(range(first + HISTORY, end))
+    assert kept == expected
+
+
+def test_episodes_shorter_than_a_history_are_refused(store: Store) -> None:
+    with pytest.raises(DatasetError, match="no more than 11 chunks: there is no moment with 11"):
+        sequence_length(store, 11)
+
+
+def test_an_action_that_was_taken_leads_where_it_would_one_step_ahead(
+    world: World, store: Store
+) -> None:
+    """Every action has its prompt, and the moments have the history that the game had."""
+    one = dreamer(world, store)
+    start_S = sequences(store, one.length, HISTORY, torch.Generator())[:2]
+    found = one.dream(start_S, torch.Generator().manual_seed(5))
+    assert found.following.shape[:2] == (2 * (one.length - HISTORY), 3)
+    row_G = (start_S[:, None] + torch.arange(one.length)).flatten()
+    real = torch.from_numpy(store.latents())[row_G].float()
+    action_G = torch.from_numpy(store.action)[row_G]
+    with torch.inference_mode():
+        x = generate_one_step_ahead(
+            world, (2, one.length), real,
+            torch.randn(real.shape, generator=torch.Generator().manual_seed(5)),
+            captions=one.captions, choice_G=action_G,
+            dropped_G=torch.zeros(len(row_G), dtype=torch.bool),
+        )  # fmt: skip
+    at = {int(row): i for i, row in enumerate(row_G)}
+    for i, row in enumerate(found.row.tolist()):
+        taken = int(store.action[row])
+        assert torch.allclose(found.following[i, taken].float(), x[at[row]], atol=2e-2, rtol=2e-3)
+    apart = (found.following[:, 1] - found.following[:, 2]).abs().amax((1, 2, 3, 4))
+    assert (apart > 0).any()  # prompts matter at all
+    low, high = world.card["reward_range"]
+    assert ((found.reward >= low) & (found.reward <= high)).all()
+    assert ((found.continues >= 0) & (found.continues <= 1)).all()
+
+
+def test_no_noise_is_one_future(world: World, store: Store) -> None:
+    one = dreamer(world, store, temperature=0.0, steps=1)
+    start_S = sequences(store, one.length, HISTORY, torch.Generator())[:1]
+    a, b = (one.dream(start_S, torch.Generator().manual_seed(seed)) for seed in (1, 2))
+    assert torch.equal(a.following, b.following)
+
+
+def test_a_dream_goes_on_where_it_was_stopped(
+    world: World, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_PART", 1)
+    monkeypatch.setattr(module, "_TOGETHER", 2)
+    one = dreamer(world, store)
+    told: list[int] = []
+    few = dream_moments(one, store, tmp_path, count=1, seed=3, say=told.append)
+    assert len(few) == 14 and told == [14]
+    first = tmp_path / "0000.safetensors"
+    was = first.stat().st_mtime_ns
+    more = dream_moments(one, store, tmp_path, count=15, seed=3, say=told.append)
+    assert len(more) == 28 and first.stat().st_mtime_ns == was
+    assert torch.equal(more.following[:14], few.following)
+    again = dream_moments(one, store, tmp_path / "again", count=15, seed=3)
+    assert all(
+        torch.equal(x, y) for x, y in zip(vars(more).values(), vars(again).values(), strict=True)
+    )
+    everything = dream_moments(one, store, tmp_path, count=10**6, seed=3)
+    starts = sequences(store, one.length, HISTORY, torch.Generator())
+    assert len(everything) == 7 * len(starts)
+    first.write_bytes(b"damaged")
+    with pytest.raises(AgentError, match="take it away, and it is dreamed again"):
+        dream_moments(one, store, tmp_path, count=1, seed=3)
+
+
+def test_training_leaves_an_agent_that_can_go_on(
+    world: World, store: Store, trained: Path, tmp_path: Path
+) -> None:
+    args = Args(**SMALL)
+    agent = train(world, args, tmp_path / "one", run=trained, show=False)
+    assert agent.greedy and agent.description["kind"] == KIND
+    told = json.loads((tmp_path / "one" / "agent.json").read_text())
+    assert told["trained_in"] == "dream"
+    assert told["trained"]["updates"] == 6
+    assert (
+        told["trained"]["steps"] == 3 * len(sequences(store, 11, HISTORY, torch.Generator())) * 7
+    )  # all that there are
+    loaded = agents.load(tmp_path / "one", world=world)
+    loaded.reset(2)
+    acts = loaded.act(np.zeros((2, *world.config.latent_shape), np.float32))
+    assert acts.shape == (2,)
+
+    train(world, Args(**SMALL | {"updates": 3}), tmp_path / "two", run=trained, show=False)
+    train(world, args, tmp_path / "two", run=trained, resume=True, show=False)
+    again = json.loads((tmp_path / "two" / "agent.json").read_text())
+    assert again["trained"]["updates"] == 6
+    with pytest.raises(AgentError, match="has gamma 0.95, not 0.9"):
+        train(
+            world, Args(**SMALL | {"gamma": 0.9}), tmp_path / "two", run=trained, resume=True,
+            show=False,
+        )  # fmt: skip
+    with pytest.raises(AgentError, match="no signals"):
+        bad = Args(**SMALL | {"signal_weights": {"fame": 1.0}})
+        train(world, bad, tmp_path / "three", run=trained, show=False)
+    assert not (tmp_path / "three").exists()
+
+
+def test_two_trainings_are_the_same(world: World, trained: Path, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        train(world, Args(**SMALL), tmp_path / name, run=trained, show=False)
+    one, two = ((tmp_path / n / "agent.safetensors").read_bytes() for n in ("one", "two"))
+    assert one == two
+
+
+def test_the_command_trains_and_says_what_it_needs(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["train-agent", "--world", str(trained / "world"), "--kind", "fitted-q"]
+    words += ["--out", str(tmp_path / "agent")]
+    assert main(words) == 2
+    assert "--starts-from" in capsys.readouterr().err
+    words += ["--starts-from", str(trained)]
+    assert main([*words, "--steps", "3"]) == 2
+    assert "is not known to --kind fitted-q" in capsys.readouterr().err
+    assert main([*words, "--eventful", "0.5"]) == 2
+    assert "goes with clips" in capsys.readouterr().err
+    settings = [f"--set={k}={v}" for k, v in SMALL.items() if k in ("moments", "updates")]
+    assert main([*words, *settings, "--set", "batch_size=16", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["updates"] == 6
+    assert main([*words, "--resume", "--set", "updates=8", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["updates"] == 8
