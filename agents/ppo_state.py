@@ -15,6 +15,8 @@ from magi_world.checkpoints.tensors import load_tensors
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
+    from magi_world.agents.ppo import Args  # noqa: F401, named in a string
+
 
     class Settings(DataclassInstance, Protocol):
         """What the settings of every such training have."""
