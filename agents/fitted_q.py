@@ -39,8 +39,8 @@ from magi_world.training.store import Store
 from magi_world.world import World
 
 KIND = "fitted-q"
-_HELD_OUT = 0.03
-"""share of the moments that only measure"""
+_HELD_OUT = 32
+"""the moments of every so many-th episode only measure"""
 _MEASURED = 500
 """updates between two measurements"""
 
@@ -52,8 +52,11 @@ class Args:
     seed: int = 1
     """seeds the weights, the order of moments and the noise of their dreams"""
     moments: int = 100_000
-    """real moments from which every action is dreamed, or as many as the data has; they are read
-    and dreamed once, some 7 kB each, and kept in the agent's folder"""
+    """real moments from which every action is dreamed, again with other noise where the data has
+    fewer; they are kept in the agent's folder, for Doom some 6 kB each"""
+    earliest: int = 0
+    """chunk of an episode from which on it has moments: where nothing happens at first, nothing is
+    to be learned from it"""
     updates: int = 8_000
     """steps of the optimizer"""
     minutes: float | None = None
@@ -83,6 +86,8 @@ class Args:
     """discount of one chunk"""
     learning_rate: float = 1e-3
     """of Adam, at the start; it falls to a twentieth"""
+    weight_decay: float = 0.3
+    """of AdamW: moments are few, and noisy"""
     difference_weight: float = 3.0
     """weight of errors in the differences between actions, those of their mean having 3"""
     target: float = 0.995
@@ -107,6 +112,9 @@ class Args:
         for name in ("gamma", "target", "average"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ConfigError(f"{name} {getattr(self, name)} is outside [0, 1]")
+        for name in ("earliest", "weight_decay"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} {getattr(self, name)} is below 0")
         for name in ("minutes", "softness"):
             if getattr(self, name) is not None and getattr(self, name) <= 0:
                 raise ConfigError(f"{name} {getattr(self, name)} is not above 0")
@@ -126,7 +134,7 @@ class FittedQ(NetworkTraining[Args]):
     """A training's state: `steps` are the chunks dreamed, `updates` those of the optimizer."""
 
     def __init__(self, description: dict[str, Any], args: Args, device: torch.device) -> None:
-        super().__init__(description, args, device)
+        super().__init__(description, args, device, weight_decay=args.weight_decay)
         self.target = copy.deepcopy(self.network)
         self.parts["target"] = self.target
 
@@ -172,9 +180,10 @@ class Data:
         self.device = device
         self.latents = torch.from_numpy(store.latents())
         self.before_m = torch.arange(-args.history, 0)
-        held_out = torch.rand(len(moments), generator=torch.Generator().manual_seed(0))
-        self.train = (held_out >= _HELD_OUT).nonzero().squeeze(1)
-        self.held_out = (held_out < _HELD_OUT).nonzero().squeeze(1)
+        episode = torch.searchsorted(torch.from_numpy(store.offsets), moments.row, right=True) - 1
+        held_out = episode % _HELD_OUT == 0
+        self.train = (~held_out).nonzero().squeeze(1)
+        self.held_out = held_out.nonzero().squeeze(1)
         if len(self.train) < args.batch_size:
             raise DatasetError(
                 f"{len(self.train)} moments to learn from, fewer than one batch of "
@@ -327,6 +336,7 @@ def _learn(training: FittedQ, world: World, store: Store, out: Path, *, show: bo
         training.save(out)  # what a training that is stopped while it dreams goes on from
         moments = dream_moments(
             dreamer, store, out / "moments", count=args.moments, seed=args.seed,
+            earliest=args.earliest,
             say=lambda done: bar.update(task, completed=done, description=f"{done:,} moments"),
         )  # fmt: skip
         training.steps = len(moments) * len(dreamer.prompts)

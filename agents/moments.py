@@ -72,19 +72,29 @@ def sequence_length(store: Store, history: int) -> int:
     return min(_LENGTH, half_have)
 
 
-def sequences(store: Store, length: int, history: int, generator: torch.Generator) -> Tensor:
+def sequences(
+    store: Store, length: int, history: int, generator: torch.Generator, *, earliest: int = 0
+) -> Tensor:
     """First rows of sequences that lie in training episodes, in a drawn order, int64 `[sequences]`.
 
-    Together they keep all moments of an episode that have their history; the last sequence ends
-    with the episode and overlaps the one before it. Shorter episodes have none.
+    Together they keep all moments of an episode that have their history, from the chunk `earliest`
+    on; the last sequence ends with the episode and overlaps the one before it. Shorter episodes
+    have none.
+
+    Raises:
+        DatasetError: there is none at all.
     """
     starts: list[int] = []
+    skipped = max(0, earliest - history)
     for episode in store.episodes(held_out=False):
-        first, last = int(store.offsets[episode]), int(store.offsets[episode + 1]) - length
+        first = int(store.offsets[episode]) + skipped
+        last = int(store.offsets[episode + 1]) - length
         if last < first:
             continue
         own = list(range(first, last + 1, length - history))
         starts += own if own[-1] == last else [*own, last]
+    if not starts:
+        raise DatasetError(f"no episode has {length} chunks from chunk {skipped} on")
     return torch.tensor(starts)[torch.randperm(len(starts), generator=generator)]
 
 
@@ -182,12 +192,14 @@ def dream_moments(
     *,
     count: int,
     seed: int,
+    earliest: int = 0,
     say: Callable[[int], None] = lambda dreamed: None,
 ) -> Moments:
-    """Dream at least `count` moments, or all that the data has, in parts that are kept in a folder.
+    """Dream at least `count` moments, in parts that are kept in a folder.
 
-    Parts that lie there already are read, not dreamed again; each has a generator of its own, so
-    that a dream that was stopped goes on to the same moments.
+    Where the data has fewer they are dreamed again, with other noise. Parts that lie there already
+    are read, not dreamed again; each has a generator of its own, so that a dream that was stopped
+    goes on to the same moments.
 
     Args:
         dreamer: dreams them.
@@ -195,28 +207,28 @@ def dream_moments(
         folder: where the parts are, one file each.
         count: how many moments.
         seed: of their order and noise.
+        earliest: the chunk of an episode from which on it has moments.
         say: told how many there are, after every part.
 
     Raises:
         AgentError: a file of a part is damaged.
+        DatasetError: see :func:`sequences`.
     """
-    generator = torch.Generator().manual_seed(seed)
-    order = sequences(store, dreamer.length, dreamer.history, generator)
-    each = _PART * _TOGETHER
+    shuffler = torch.Generator().manual_seed(seed)
+    waiting: list[Tensor] = []
     parts: list[dict[str, Tensor]] = []
     done = 0
-    for number, start in enumerate(range(0, len(order), each)):
-        if done >= count:
-            break
-        path = folder / f"{number:04d}.safetensors"
+    while done < count:
+        if not waiting:  # once more through all of them
+            order = sequences(store, dreamer.length, dreamer.history, shuffler, earliest=earliest)
+            waiting = list(order.split(_PART * _TOGETHER))
+        starts = waiting.pop(0)
+        path = folder / f"{len(parts):04d}.safetensors"
         if not path.exists():
-            generator = torch.Generator().manual_seed(seed * 100_000 + number)
-            together = [
-                vars(dreamer.dream(starts, generator))
-                for starts in order[start : start + each].split(_TOGETHER)
-            ]
+            generator = torch.Generator().manual_seed(seed * 100_000 + len(parts))
+            dreamed = [vars(dreamer.dream(some, generator)) for some in starts.split(_TOGETHER)]
             folder.mkdir(parents=True, exist_ok=True)
-            write_tensors(_joined(together), path, {})
+            write_tensors(_joined(dreamed), path, {})
         parts.append(_read(path))
         done += len(parts[-1]["row"])
         say(done)

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
     from magi_world.agents.ppo import Args  # noqa: F401, named in a string
 
-
     class Settings(DataclassInstance, Protocol):
         """What the settings of every such training have."""
 
@@ -39,16 +38,23 @@ class NetworkTraining(Generic[AnyArgs]):
     on `device`; `parts` names those that a checkpoint keeps.
     """
 
-    def __init__(self, description: dict[str, Any], args: AnyArgs, device: torch.device) -> None:
+    def __init__(
+        self,
+        description: dict[str, Any],
+        args: AnyArgs,
+        device: torch.device,
+        *,
+        weight_decay: float = 0.0,
+    ) -> None:
         self.args = args
         self.description = description | {"args": asdict(args)}
         seeded = torch.Generator().manual_seed(args.seed)
         self.network = build_network(description).initialise(seeded).to(device)
         self.average = copy.deepcopy(self.network)
         self.parts: dict[str, nn.Module] = {"network": self.network, "average": self.average}
-        self.optimizer = torch.optim.Adam(
-            self.network.parameters(), lr=args.learning_rate, eps=1e-5
-        )
+        self.optimizer = torch.optim.AdamW(
+            self.network.parameters(), lr=args.learning_rate, eps=1e-5, weight_decay=weight_decay
+        )  # without decay it is Adam
         self.generator = torch.Generator(device).manual_seed(args.seed)
         self.steps = 0
         self.updates = 0

@@ -26,7 +26,7 @@ OPENS, PASSES = 1, 2
 SHAPE = (2, 1, 2, 2)
 SMALL: dict[str, Any] = {
     "batch_size": 32, "history": 2, "channels": (8, 8), "hidden": 16, "observation_noise": 0.1,
-    "gamma": 0.9, "target": 0.95, "average": 0.9, "updates": 600,
+    "gamma": 0.9, "target": 0.95, "average": 0.9, "updates": 600, "weight_decay": 0.0,
 }  # fmt: skip
 
 
@@ -35,6 +35,7 @@ class Chunks:
 
     def __init__(self, state_M: Tensor) -> None:
         self._latents = picture(state_M).half().numpy()
+        self.offsets = np.arange(0, len(state_M) + 1, 4)  # episodes of four chunks
 
     def latents(self) -> Any:
         return self._latents
@@ -132,6 +133,7 @@ def test_too_few_moments_are_refused() -> None:
         ("moments", 0, "moments 0 is below 1"),
         ("updates", -1, "updates -1 is below 1"),
         ("gamma", 1.5, "gamma 1.5 is outside"),
+        ("earliest", -1, "earliest -1 is below 0"),
         ("softness", 0.0, "softness 0.0 is not above 0"),
         ("minutes", 0.0, "minutes 0.0 is not above 0"),
         ("reward", "fame", "reward 'fame' is not one of"),

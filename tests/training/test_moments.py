@@ -58,6 +58,15 @@ def test_sequences_keep_every_moment_of_long_episodes(store: Store) -> None:
     assert kept == expected
 
 
+def test_moments_can_begin_later_in_an_episode(store: Store) -> None:
+    starts = sequences(store, 6, HISTORY, torch.Generator(), earliest=7)
+    first = torch.from_numpy(store.offsets)
+    age = starts + HISTORY - first[torch.searchsorted(first, starts, right=True) - 1]
+    assert age.min() == 7
+    with pytest.raises(DatasetError, match="no episode has 6 chunks from chunk 96 on"):
+        sequences(store, 6, HISTORY, torch.Generator(), earliest=100)
+
+
 def test_episodes_shorter_than_a_history_are_refused(store: Store) -> None:
     with pytest.raises(DatasetError, match="no more than 11 chunks: there is no moment with 11"):
         sequence_length(store, 11)
@@ -117,9 +126,13 @@ def test_a_dream_goes_on_where_it_was_stopped(
     assert all(
         torch.equal(x, y) for x, y in zip(vars(more).values(), vars(again).values(), strict=True)
     )
-    everything = dream_moments(one, store, tmp_path, count=10**6, seed=3)
     starts = sequences(store, one.length, HISTORY, torch.Generator())
-    assert len(everything) == 7 * len(starts)
+    twice = dream_moments(one, store, tmp_path, count=14 * len(starts), seed=3)
+    times = torch.bincount(twice.row)
+    assert times[times > 0].min() == 2  # more than there are: all again, with other noise
+    row = int(twice.row[0])
+    one_time, other = (twice.row == row).nonzero()[:2].squeeze(1).tolist()
+    assert not torch.equal(twice.following[one_time], twice.following[other])
     first.write_bytes(b"damaged")
     with pytest.raises(AgentError, match="take it away, and it is dreamed again"):
         dream_moments(one, store, tmp_path, count=1, seed=3)
