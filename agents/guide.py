@@ -23,20 +23,20 @@ if TYPE_CHECKING:
 
 
 class Guide:
-    """Policy and value of an agent that PPO trained.
+    """Policy and value of an agent that PPO or Q learning trained.
 
     Args:
         agent: the agent.
         world: the world that is planned in.
 
     Raises:
-        AgentError: the agent is no PPO agent of this world, or does not say how it was trained.
+        AgentError: the agent has no value, is not of this world, or does not say how it was trained.
     """
 
     def __init__(self, agent: Any, world: "World") -> None:
         if not isinstance(agent, PPOAgent):
             raise AgentError(
-                f"{type(agent).__name__} has no value: a PPO agent can guide a planner"
+                f"{type(agent).__name__} has no value: an agent of PPO or Q learning can guide"
             )
         agent.check_fits(world)
         args = agent.description.get("args", {})
@@ -59,6 +59,9 @@ class Guide:
             name: weight * self.unit for name, weight in args["signal_weights"].items()
         }
         """what the agent paid for signals, in the world's units"""
+        self._softness = float(args.get("softness", 0.0))
+        """what 1 of log-probability is worth to an agent of `agents/fitted_q.py`, whose value is
+        the mean over actions; PPO's is that of its policy"""
 
     def start(self, latents_NZPhw: Tensor) -> Tensor:
         """The memory of rows that have seen one chunk, `[N, C, h, w]`."""
@@ -72,5 +75,6 @@ class Guide:
     def ask(self, stack_NChw: Tensor) -> tuple[npt.NDArray[np.int64], Tensor]:
         """The most probable actions `[N]`, and what going on is worth, in the world's units."""
         logp_NA, value_N = self.network(stack_NChw)
+        value_N = value_N + self._softness * (logp_NA.amax(-1) - logp_NA.mean(-1))
         worth = value_N + 1 if self._penalty else value_N
         return logp_NA.argmax(-1).cpu().numpy(), self.unit * worth

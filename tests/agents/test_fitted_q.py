@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from magi_world.agents.files import describe
 from magi_world.agents.fitted_q import (
     KIND,
     Args,
@@ -18,8 +19,10 @@ from magi_world.agents.fitted_q import (
     targets,
     update,
 )
+from magi_world.agents.guide import Guide
 from magi_world.agents.moments import Moments
 from magi_world.errors import ConfigError, DatasetError
+from magi_world.world import World
 
 SHUT, OPEN, BEHIND = range(3)
 OPENS, PASSES = 1, 2
@@ -119,6 +122,22 @@ def test_targets_are_those_of_the_whole_stack() -> None:
     best = torch.stack([action_values(network, network.body(s)).amax(1) for s in stacks], dim=1)
     expected = batch.reward + 0.9 * batch.continues * best
     assert torch.allclose(targets(network, batch, 0.9), expected, atol=1e-5)
+
+
+def test_its_value_is_that_of_the_best_action(tiny_world: World) -> None:
+    args = Args(history=2, channels=(4, 4), hidden=8, softness=0.05)
+    description = describe(tiny_world, KIND, "dream") | {
+        "history": 2, "channels": [4, 4], "hidden": 8, "greedy": True,
+    }  # fmt: skip
+    learner = FittedQ(description, args, torch.device("cpu"))
+    torch.nn.init.normal_(learner.average.policy.weight, generator=learner.generator)
+    guide = Guide(learner.agent(), tiny_world)
+    channels = 2 * tiny_world.config.latent_shape[0] * tiny_world.config.latent_shape[1]
+    stack_BChw = torch.randn(5, channels, *tiny_world.config.latent_shape[2:])
+    actions, worth = guide.ask(stack_BChw)
+    value_BA = action_values(learner.average, learner.average.body(stack_BChw))
+    assert actions.tolist() == value_BA.argmax(1).tolist()
+    assert torch.allclose(worth, guide.unit * (value_BA.amax(1) + 1), atol=1e-3)
 
 
 def test_too_few_moments_are_refused() -> None:
