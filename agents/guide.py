@@ -30,7 +30,7 @@ class Guide:
         world: the world that is planned in.
 
     Raises:
-        AgentError: the agent has no value, is not of this world, or does not say how it was trained.
+        AgentError: it has no value, is not of this world, or does not say how it was trained.
     """
 
     def __init__(self, agent: Any, world: "World") -> None:
