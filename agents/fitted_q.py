@@ -34,7 +34,7 @@ from magi_world.agents.ppo_agent import Network, PPOAgent
 from magi_world.agents.ppo_learning import blend
 from magi_world.agents.ppo_state import NetworkTraining
 from magi_world.errors import ConfigError, DatasetError
-from magi_world.training.bank import encoded_store
+from magi_world.training.prepare import tics_by_source
 from magi_world.training.store import Store
 from magi_world.world import World
 
@@ -275,7 +275,7 @@ def train(
     args: Args,
     out: str | Path,
     *,
-    run: str | Path,
+    store: Store,
     resume: bool = False,
     show: bool = True,
 ) -> PPOAgent:
@@ -290,18 +290,17 @@ def train(
         world: what is dreamed in.
         args: the settings.
         out: a folder.
-        run: folder of a train-world run, whose data the moments are from.
+        store: the data that moments are from, encoded by the world's VAE.
         resume: go on from what lies in `out`.
         show: draw a progress line on stderr.
 
     Raises:
         AgentError: the world has no outcome heads or lacks a signal of `signal_weights`, or has
             players; or there is nothing to resume.
-        DatasetError: `run` is no folder of a training with encoded data, or of too little.
+        DatasetError: the data has no moments, or too few.
     """
     check_signals(world, args)
-    out, run = Path(out), Path(run)
-    store = encoded_store(run)
+    out = Path(out)
     description = describe(world, KIND, "dream") | {
         "history": args.history,
         "channels": list(args.channels),
@@ -309,11 +308,18 @@ def train(
         "greedy": args.greedy,
     }
     training = FittedQ(description, args, world.device)
+    training.counters = {"real_tics": tics_beyond(world, store)}
     if resume:
         training.resume(out)
     if training.progress < 1.0:
         _learn(training, world, store, out, show=show)
     return PPOAgent.load(out, device=world.device)
+
+
+def tics_beyond(world: World, store: Store) -> int:
+    """Tics of the real game in data that the world did not learn from, by the datasets' names."""
+    known = world.card.get("data", {}).get("datasets", {})
+    return sum(tics for name, tics in tics_by_source(store).items() if name not in known)
 
 
 def _learn(training: FittedQ, world: World, store: Store, out: Path, *, show: bool) -> None:

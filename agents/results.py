@@ -213,14 +213,16 @@ def _real_tics(about: Mapping[str, Any], card: Mapping[str, Any]) -> int:
     """Tics of the real game behind an agent: its own, its world's, or none.
 
     A world's are those of its data and, where its card gives `real_tics` for the world that it was
-    begun with, of that one's.
+    begun with, of that one's. An agent's own are also those of data that it dreams on from and the
+    world did not learn from.
     """
     if "trained" not in about:
         return 0
     if about.get("trained_in") == "real":
         return int(about["trained"]["real_tics"])
     begun_with = card.get("training", {}).get("begun_with", {})
-    return int(card.get("data", {}).get("real_tics", 0)) + int(begun_with.get("real_tics", 0))
+    own = int(about["trained"].get("real_tics", 0))
+    return own + int(card.get("data", {}).get("real_tics", 0)) + int(begun_with.get("real_tics", 0))
 
 
 def _sweep_tics(world: World) -> int:

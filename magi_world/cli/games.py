@@ -66,8 +66,11 @@ class SeesLatents:
         return self._agent.act(self._world.encode(np.asarray(observations)))
 
 
-def mixture(game: "Game", agent: "Agent | None" = None) -> "list[Behaviour]":
-    """Who plays a game for data, in equal shares: random players, and an agent if there is one.
+def mixture(
+    game: "Game", agent: "Agent | None" = None, agent_share: float = 1.0
+) -> "list[Behaviour]":
+    """Who plays a game for data, in equal shares: random players, and an agent if there is one,
+    who plays `agent_share` times as many chunks as each of the others.
 
     In Doom sticky random players, blind sweeps and players who mostly do nothing: a world that has
     seldom seen what comes of that dreams that it is safe. In Pong see `duel_mixture`. In one's own
@@ -108,7 +111,7 @@ def mixture(game: "Game", agent: "Agent | None" = None) -> "list[Behaviour]":
     if weights is not None:
         behaviours.append(Behaviour("weighted", 1.0, weighted))
     if agent is not None:
-        behaviours.append(Behaviour("agent", 1.0, lambda rng: agent))
+        behaviours.append(Behaviour("agent", agent_share, lambda rng: agent))
     return behaviours
 
 

@@ -1,18 +1,21 @@
 """Verbs that make things: `collect` data, `train-world`, `train-agent`."""
 
 import json
-from collections.abc import Sequence
-from dataclasses import fields
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from magi_world.cli.evaluate import RealGame
 from magi_world.cli.output import emit_json, emit_pairs
+from magi_world.cli.settings import parse_settings, stage_settings
 from magi_world.cli.worlds import AsJson, Device, DType
-from magi_world.errors import AgentError, ConfigError
+from magi_world.errors import AgentError
+
+if TYPE_CHECKING:
+    from magi_world.training.store import Store
+    from magi_world.world import World as LoadedWorld
 
 World = Annotated[str, typer.Option(help="A world's name, or a folder with one.")]
 
@@ -44,6 +47,9 @@ def collect(
             help="An agent's folder, or a world's name: it plays an equal share (sampled)."
         ),
     ] = None,
+    agent_share: Annotated[
+        float, typer.Option(help="How many times as much as each of the others the agent plays.")
+    ] = 1.0,
     world: Annotated[
         str | None, typer.Option(help="World through which the agent sees; GAME's by default.")
     ] = None,
@@ -65,6 +71,8 @@ def collect(
     make_game = game_maker(game)
     played = make_game()
     player: Any = None
+    if agent is None and agent_share != 1.0:
+        raise typer.BadParameter("goes with --agent", param_hint="'--agent-share'")
     if agent is not None:
         from magi_world import agents
         from magi_world.envs.games import check_fits
@@ -80,7 +88,7 @@ def collect(
             player = SeesLatents(player, seen_through)
     result = collecting.collect(
         lambda: played,
-        mixture(played, player),
+        mixture(played, player, agent_share),
         dataset_id=name or f"{played.name}-v0",
         root=out,
         chunks=chunks,
@@ -169,31 +177,6 @@ def train_world(
         emit_pairs(summary)
 
 
-def stage_settings(words: list[str], stages: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Read `stage.name=value` words; values are JSON, or else text.
-
-    Raises:
-        ConfigError: a word of another form, or an unknown stage.
-    """
-    values: dict[str, dict[str, Any]] = {}
-    for word in words:
-        path, equals, text = word.partition("=")
-        stage, dot, name = path.partition(".")
-        if not (equals and dot and name) or stage not in stages:
-            raise ConfigError(
-                f"--set {word!r} is not SECTION.NAME=VALUE with a section of {', '.join(stages)}"
-            )
-        values.setdefault(stage, {})[name] = _value(text)
-    return values
-
-
-def _value(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        return text
-
-
 class Kind(StrEnum):
     """What kind of agent is trained."""
 
@@ -260,6 +243,13 @@ def train_agent(
             "world's own; --kind fitted-q learns on its moments."
         ),
     ] = None,
+    data: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="With --kind fitted-q, in place of --starts-from: folder of datasets, which are "
+            "read and encoded into OUT; again for more."
+        ),
+    ] = None,
     clips: Annotated[
         int, typer.Option(min=1, help="Clips for --starts-from; some 0.5 MB of memory each.")
     ] = 4000,
@@ -288,6 +278,7 @@ def train_agent(
     """
     from magi_world.agents import fitted_q, linear_training, ppo, selfplay
     from magi_world.agents.checkpoint import resumed_settings
+    from magi_world.agents.ppo_actor import check_signals
     from magi_world.agents.ppo_real import REAL_SETTINGS
     from magi_world.agents.recipe import available, recipe_settings
     from magi_world.cli.games import real_game
@@ -302,8 +293,15 @@ def train_agent(
         raise typer.BadParameter("goes with --kind linear", param_hint="'--generations'")
     if eventful and (starts_from is None or kind is Kind.FITTED_Q):
         raise typer.BadParameter("goes with clips of --starts-from", param_hint="'--eventful'")
-    if kind is Kind.FITTED_Q and starts_from is None:
-        raise typer.BadParameter("is needed for its moments", param_hint="'--starts-from'")
+    if data and (kind is not Kind.FITTED_Q or starts_from is not None):
+        raise typer.BadParameter(
+            "goes with --kind fitted-q, without --starts-from", param_hint="'--data'"
+        )
+    read_before = resume and (out / "store").exists()
+    if kind is Kind.FITTED_Q and not (data or starts_from or read_before):
+        raise typer.BadParameter(
+            "or --starts-from is needed: moments are drawn from data", param_hint="'--data'"
+        )
     if resume and recipe is not None:
         raise typer.BadParameter("OUT's settings go on with --resume", param_hint="'--recipe'")
     if not resume and (out / "agent.json").exists():
@@ -342,8 +340,10 @@ def train_agent(
         make_game = real_game(loaded, game) if real else None
         ppo.train(loaded, ppo.Args(**settings), out, make_game=make_game, resume=resume)
     elif kind is Kind.FITTED_Q:
-        assert starts_from is not None
-        fitted_q.train(loaded, fitted_q.Args(**settings), out, run=starts_from, resume=resume)
+        checked = fitted_q.Args(**settings)
+        check_signals(loaded, checked)  # before an hour of data is read
+        store = _moments_of(loaded, data, starts_from, out)
+        fitted_q.train(loaded, checked, out, store=store, resume=resume)
     else:
         linear_training.train(loaded, linear_training.Args(**settings), out, resume=resume)
     summary = json.loads((out / "agent.json").read_text(encoding="utf-8"))
@@ -354,30 +354,16 @@ def train_agent(
         emit_pairs(shown)
 
 
-def parse_settings(words: list[str], args: type) -> dict[str, Any]:
-    """Read `name=value` words for a dataclass of settings; values are JSON, or else text.
+def _moments_of(
+    world: "LoadedWorld", data: list[Path] | None, run: Path | None, out: Path
+) -> "Store":
+    """Encoded data: that which is named, a run's, or that which was read into `out` before."""
+    from rich.console import Console
 
-    Raises:
-        ConfigError: a word without "=", an unknown name, or a value of another kind than the
-            setting's default.
-    """
-    defaults = {field.name: field for field in fields(args)}
-    values: dict[str, Any] = {}
-    for word in words:
-        name, equals, text = word.partition("=")
-        if not equals or name not in defaults:
-            raise ConfigError(f"--set {word!r} is not NAME=VALUE with one of {', '.join(defaults)}")
-        value = _value(text)
-        if value is None and type(None) in get_args(defaults[name].type):
-            values[name] = None
-            continue
-        default = defaults[name].default
-        if isinstance(default, tuple) and isinstance(value, list):
-            value = tuple(value)
-        if isinstance(default, float) and type(value) is int:
-            value = float(value)
-        if isinstance(default, (bool, int, float, str, tuple)) and type(value) is not type(default):
-            kind = type(default).__name__
-            raise ConfigError(f"--set {word!r}: {name} is of kind {kind}, such as {default!r}")
-        values[name] = value
-    return values
+    from magi_world.cli.games import dataset_folders
+    from magi_world.training.bank import encoded_store
+    from magi_world.training.encoding import read_encoded
+
+    if data:
+        return read_encoded(world, dataset_folders(data), out, Console(stderr=True))
+    return encoded_store(run or out)

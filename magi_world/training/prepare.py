@@ -1,7 +1,7 @@
 """Everything that is done before a world trains: data is checked, read and found to be enough."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
+from magi_world.config import WorldConfig
 from magi_world.disk import check_disk
 from magi_world.errors import DatasetError, RecipeError
 from magi_world.players import chunk_prompts
@@ -33,7 +34,11 @@ def prepare(
         RecipeError: the store is there already and was read from other data, or for another recipe.
         DatasetError: data that cannot be used, too little of it, or too small a disk.
     """
-    store = _store(recipe, data, out, console)
+
+    def needed(chunks: int) -> int:
+        return _disk_needed(recipe, chunks)
+
+    store = read_store(recipe.card, recipe.config, recipe.data, data, out, console, needed)
     _check_recipe(store, recipe)
     for part in (True, False):
         if not store.episodes(held_out=part).size:
@@ -46,13 +51,29 @@ def prepare(
     return store
 
 
-def _store(recipe: Recipe, data: Sequence[Path], out: Path, console: Console) -> Store:
+def read_store(
+    card: Mapping[str, Any],
+    config: WorldConfig,
+    reading: Reading,
+    data: Sequence[Path],
+    out: Path,
+    console: Console,
+    needed: Callable[[int], int],
+) -> Store:
+    """Read all data into `out/store`, or open it where it was read before.
+
+    `needed` says how many bytes of disk so many chunks take.
+
+    Raises:
+        RecipeError: the store was read from other data.
+        DatasetError: data that cannot be used, or too small a disk.
+    """
     folder = out / "store"
     note = folder / "sources.json"
-    facts = check_sources(data, recipe.card, recipe.config, recipe.data)
+    facts = check_sources(data, card, config, reading)
     sources: list[Any] = [[path.name, one.chunks] for path, one in zip(data, facts, strict=True)]
-    if sources and recipe.data != Reading():
-        sources.append(asdict(recipe.data))
+    if sources and reading != Reading():
+        sources.append(asdict(reading))
     total = sum(one.chunks for one in facts)
     if (folder / "table.npz").exists():
         known = json.loads(note.read_text()) if note.exists() else sources
@@ -65,13 +86,9 @@ def _store(recipe: Recipe, data: Sequence[Path], out: Path, console: Console) ->
             )
     if not sources:
         raise DatasetError(f"{folder} holds no data that was read before: name some")
-    console.print(check_disk(out, _disk_needed(recipe, total), DatasetError), soft_wrap=True)
+    console.print(check_disk(out, needed(total), DatasetError), soft_wrap=True)
     console.print(f"reading {total} chunks from {', '.join(map(str, data))}")
-    episodes = (
-        episode
-        for path in data
-        for episode in read_source(path, recipe.card, recipe.config, recipe.data)
-    )
+    episodes = (episode for path in data for episode in read_source(path, card, config, reading))
     store = build_store(episodes, folder, is_held_out, total)
     note.write_text(json.dumps(sources))
     return store
@@ -96,9 +113,14 @@ def _disk_needed(recipe: Recipe, chunks: int) -> int:
     with torch.random.fork_rng(devices=[]):
         world = World({**recipe.card, "fps": config.fps, "config": config.to_dict()})
     parameters = sum(p.numel() for module in world.modules().values() for p in module.parameters())
+    return store_bytes(config, chunks) + int(1.1 * parameters * _CHECKPOINT_BYTES)
+
+
+def store_bytes(config: WorldConfig, chunks: int) -> int:
+    """Bytes of a store with latents, an upper estimate."""
     frames = config.chunk_frames * config.height * config.width * 3
     latents = 2 * int(np.prod(config.latent_shape))
-    return int(1.1 * (chunks * (frames + latents) + parameters * _CHECKPOINT_BYTES))
+    return int(1.1 * chunks * (frames + latents))
 
 
 def _check_recipe(store: Store, recipe: Recipe) -> None:

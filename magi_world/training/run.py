@@ -1,7 +1,5 @@
 """Train a world from recipe and data: VAE, then DiT and text encoder, then outcome heads."""
 
-import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -19,6 +17,7 @@ from magi_world.errors import CheckpointError, RecipeError
 from magi_world.training.bank import make_bank
 from magi_world.training.deepen import deepened, widened
 from magi_world.training.dit_stage import DiTStage, initialise
+from magi_world.training.encoding import encode_store, scale_note
 from magi_world.training.loop import Trainer
 from magi_world.training.outcome_stage import OutcomeStage, generate_examples
 from magi_world.training.prepare import prepare, tics_by_source
@@ -31,7 +30,6 @@ from magi_world.world import World, load
 
 STAGES = ("vae", "dit", "outcome")
 _PARTS = {"vae": ("vae",), "dit": ("dit", "text"), "outcome": ("outcome",)}  # what each trains
-_ENCODE_BATCH = 64
 
 
 def train_world(
@@ -107,7 +105,7 @@ def train_world(
             if stage.name != "vae" or new_latents:
                 _refuse_stale(stage.name, out)
             if new_latents:  # those there are of the VAE that it was
-                _scale_note(store).unlink(missing_ok=True)
+                scale_note(store).unlink(missing_ok=True)
                 store.latents_path.unlink(missing_ok=True)
         run.run()
         world.card["training"][f"{stage.name}_minutes"] = round(run.seconds / 60, 1)
@@ -228,40 +226,6 @@ def _card(recipe: Recipe, store: Store) -> dict[str, Any]:
         "training": {"recipe": recipe.path.stem},
         **({} if recipe.data == Reading() else {"reading": asdict(recipe.data)}),
     }
-
-
-def _scale_note(store: Store) -> Path:
-    return store.folder / "scale.json"
-
-
-@torch.inference_mode()
-def encode_store(
-    world: World, store: Store, console: Console, *, scale: float | None = None
-) -> float:
-    """Encode every chunk once; return the scale that gives the latents unit deviation.
-
-    The scale is measured on the training part, unless one is given, and kept beside the latents.
-    """
-    note = _scale_note(store)
-    if store.latents_path.exists() and note.exists():
-        return float(json.loads(note.read_text())["scale_factor"])
-    console.print(f"encoding {len(store.action)} chunks")
-    shape = (len(store.action), *world.config.latent_shape)
-    partial = store.folder / "latents.partial.npy"
-    latents = np.lib.format.open_memmap(partial, "w+", np.float16, shape)
-    scale_now = world.config.sampling.scale_factor
-    for i in range(0, len(latents), _ENCODE_BATCH):
-        frames = np.ascontiguousarray(store.frames[i : i + _ENCODE_BATCH])
-        latents[i : i + _ENCODE_BATCH] = (world.encode(frames) / scale_now).numpy()
-    measured = float(latents[~store.held_out].astype(np.float32).std())
-    deviation = measured if scale is None else 1 / scale
-    for i in range(0, len(latents), 4096):
-        latents[i : i + 4096] = latents[i : i + 4096].astype(np.float32) / deviation
-    latents.flush()
-    del latents
-    os.replace(partial, store.latents_path)
-    note.write_text(json.dumps({"scale_factor": 1 / deviation}))
-    return 1 / deviation
 
 
 def _with_scale(world: World, scale: float) -> World:

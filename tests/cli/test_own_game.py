@@ -69,11 +69,15 @@ def test_from_a_game_to_a_score(run: Run, folder: Path) -> None:
     assert trained.code == 0, trained.err
     # with an agent that sees through the world, a second collection goes on
     again = run(
-        "collect", game, "--out", folder / "data", "--chunks", 20, "--first-episode", 500,
-        "--name", "lamp-second-v0", "--agent", "random", "--world", world, "--json",
+        "collect", game, "--out", folder / "data", "--chunks", 60, "--first-episode", 500,
+        "--name", "lamp-second-v0", "--agent", "random", "--agent-share", 4, "--world", world,
+        "--json",
     )  # fmt: skip
     assert again.code == 0, again.err
-    assert "agent" in again.data["by_behaviour"]
+    chunks = {name: row["chunks"] for name, row in again.data["by_behaviour"].items()}
+    assert chunks["agent"] > 2 * chunks["sticky"] > 0
+    refused = run("collect", game, "--out", folder / "data", "--agent-share", 4)
+    assert refused.code == 2 and "goes with --agent" in refused.err
 
     agent = folder / "agent"
     learned = run(

@@ -11,7 +11,7 @@ from magi_world.cli import bench as bench_verb
 from magi_world.cli.games import dataset_folders
 from magi_world.cli.measuring import headline
 from magi_world.cli.output import cell
-from magi_world.cli.train import parse_settings, stage_settings
+from magi_world.cli.settings import parse_settings, stage_settings
 from magi_world.errors import ConfigError, DatasetError
 from magi_world.evaluation import bench
 from magi_world.training.episodes import read_episodes

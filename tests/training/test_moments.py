@@ -16,9 +16,11 @@ from magi_world.cli import main
 from magi_world.errors import AgentError, DatasetError
 from magi_world.sampling.chunk import Chunk
 from magi_world.training.bank import encoded_store
+from magi_world.training.prepare import tics_by_source
 from magi_world.training.store import Store
 from magi_world.training.teacher_forcing import generate_one_step_ahead
 from magi_world.world import World, load
+from tests.training.toy import record
 
 HISTORY = 4
 SMALL: dict[str, Any] = {
@@ -139,10 +141,10 @@ def test_a_dream_goes_on_where_it_was_stopped(
 
 
 def test_training_leaves_an_agent_that_can_go_on(
-    world: World, store: Store, trained: Path, tmp_path: Path
+    world: World, store: Store, tmp_path: Path
 ) -> None:
     args = Args(**SMALL)
-    agent = train(world, args, tmp_path / "one", run=trained, show=False)
+    agent = train(world, args, tmp_path / "one", store=store, show=False)
     assert agent.greedy and agent.description["kind"] == KIND
     told = json.loads((tmp_path / "one" / "agent.json").read_text())
     assert told["trained_in"] == "dream"
@@ -155,26 +157,54 @@ def test_training_leaves_an_agent_that_can_go_on(
     acts = loaded.act(np.zeros((2, *world.config.latent_shape), np.float32))
     assert acts.shape == (2,)
 
-    train(world, Args(**SMALL | {"updates": 3}), tmp_path / "two", run=trained, show=False)
-    train(world, args, tmp_path / "two", run=trained, resume=True, show=False)
+    train(world, Args(**SMALL | {"updates": 3}), tmp_path / "two", store=store, show=False)
+    train(world, args, tmp_path / "two", store=store, resume=True, show=False)
     again = json.loads((tmp_path / "two" / "agent.json").read_text())
     assert again["trained"]["updates"] == 6
     with pytest.raises(AgentError, match="has gamma 0.95, not 0.9"):
         train(
-            world, Args(**SMALL | {"gamma": 0.9}), tmp_path / "two", run=trained, resume=True,
+            world, Args(**SMALL | {"gamma": 0.9}), tmp_path / "two", store=store, resume=True,
             show=False,
         )  # fmt: skip
     with pytest.raises(AgentError, match="no signals"):
         bad = Args(**SMALL | {"signal_weights": {"fame": 1.0}})
-        train(world, bad, tmp_path / "three", run=trained, show=False)
+        train(world, bad, tmp_path / "three", store=store, show=False)
     assert not (tmp_path / "three").exists()
 
 
-def test_two_trainings_are_the_same(world: World, trained: Path, tmp_path: Path) -> None:
+def test_two_trainings_are_the_same(world: World, store: Store, tmp_path: Path) -> None:
     for name in ("one", "two"):
-        train(world, Args(**SMALL), tmp_path / name, run=trained, show=False)
+        train(world, Args(**SMALL), tmp_path / name, store=store, show=False)
     one, two = ((tmp_path / n / "agent.safetensors").read_bytes() for n in ("one", "two"))
     assert one == two
+
+
+def test_data_can_be_other_than_the_worlds(
+    trained: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is read into the agent's folder, and its tics are the agent's own if they are new."""
+    other = record(tmp_path / "other", range(40, 60), name="toy-other-v0")
+    words = ["train-agent", "--world", str(trained / "world"), "--kind", "fitted-q", "--json"]
+    words += ["--set=moments=40", "--set=updates=2", "--set=batch_size=16", "--set=history=2"]
+    assert main([*words, "--out", str(tmp_path / "known"), "--data", str(data)]) == 0
+    assert json.loads(capsys.readouterr().out)["real_tics"] == 0
+    new = ["--data", str(data), "--data", str(other)]
+    out = tmp_path / "new"
+    assert main([*words, "--out", str(out), *new]) == 0
+    told = json.loads(capsys.readouterr().out)
+    both = encoded_store(out)
+    assert told["real_tics"] == sum(tics_by_source(both).values()) - int(
+        encoded_store(trained).valid.sum()
+    )
+    # the latents are those that the world's training saw, but for its weights' bfloat16
+    first = encoded_store(trained).latents().astype(np.float32)
+    assert np.allclose(both.latents()[: len(first)], first, atol=0.05)
+    assert main([*words[:-3], "--set=batch_size=16", "--set=history=2", "--set=moments=40",
+                 "--set=updates=3", "--out", str(out), "--resume"]) == 0  # fmt: skip
+    assert json.loads(capsys.readouterr().out)["updates"] == 3
+    both_named = [*words, "--out", str(tmp_path / "no"), *new, "--starts-from", str(trained)]
+    assert main(both_named) == 2
+    assert "without --starts-from" in capsys.readouterr().err
 
 
 def test_the_command_trains_and_says_what_it_needs(

@@ -122,14 +122,14 @@ def episode(number: int, knows_health: bool = True) -> EpisodeData:
     )  # fmt: skip
 
 
-def record(root: Path, numbers: Sequence[int], **keywords: Any) -> Path:
+def record(root: Path, numbers: Sequence[int], name: str = "toy-v0", **keywords: Any) -> Path:
     """Write episodes as a Minari dataset."""
     with recording(
-        root, "toy-v0", shape=(4, SIZE, SIZE, 3), num_actions=3, description="toy"
+        root, name, shape=(4, SIZE, SIZE, 3), num_actions=3, description="toy"
     ) as recorder:
         for number in numbers:
             recorder.add(episode(number, **keywords))
-    return root / "toy-v0"
+    return root / name
 
 
 def train(recipe: Recipe, data: Path | None, out: Path, **keywords: Any) -> World:
