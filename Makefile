@@ -52,7 +52,8 @@ train-doom: $(VENV)/test.stamp
 	$(BIN)/magi-world train-world doom_take_cover --data $(DOOM)/data --out $(DOOM)/round1 \
 		--init $(DOOM)/round0/world --stage dit --stage outcome
 	$(BIN)/magi-world evaluate $(DOOM)/round1/world --data $(DOOM)/data --out $(DOOM)/report
-	$(BIN)/magi-world train-agent --world $(DOOM)/round1/world --out $(DOOM)/agent --starts-from $(DOOM)/round1
+	$(BIN)/magi-world train-agent --kind fitted-q --world $(DOOM)/round1/world --out $(DOOM)/agent \
+		--starts-from $(DOOM)/round1
 	$(BIN)/magi-world evaluate-agent --world $(DOOM)/round1/world --agent $(DOOM)/agent
 
 PONG := runs/pong_duel
