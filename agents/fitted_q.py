@@ -86,8 +86,8 @@ class Args:
     """discount of one chunk"""
     learning_rate: float = 1e-3
     """of Adam, at the start; it falls to a twentieth"""
-    weight_decay: float = 0.3
-    """of AdamW: moments are few, and noisy"""
+    weight_decay: float = 0.0
+    """of AdamW"""
     difference_weight: float = 3.0
     """weight of errors in the differences between actions, those of their mean having 3"""
     target: float = 0.995
