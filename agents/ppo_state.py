@@ -1,6 +1,7 @@
 """The state of a training of a network: weights, optimizer, generator, counters; saved, resumed."""
 
 import copy
+from abc import ABC, abstractmethod
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 AnyArgs = TypeVar("AnyArgs", bound="Settings")
 
 
-class NetworkTraining(Generic[AnyArgs]):
+class NetworkTraining(ABC, Generic[AnyArgs]):
     """Everything of a training that a checkpoint keeps.
 
     `description` is what `agent.json` will hold, but for "args" and "trained". The networks learn
@@ -76,9 +77,9 @@ class NetworkTraining(Generic[AnyArgs]):
         return max(self.counted, self.seconds / (60 * minutes) if minutes else 0.0)
 
     @property
+    @abstractmethod
     def counted(self) -> float:
         """The share of the budget, other than time, that is used."""
-        raise NotImplementedError
 
     def agent(self) -> PPOAgent:
         """The agent with the averaged weights, as it is saved."""
