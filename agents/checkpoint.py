@@ -10,7 +10,9 @@ from magi_world.checkpoints.tensors import read_tensors_and_metadata, write_tens
 from magi_world.errors import AgentError, CheckpointError
 
 CHECKPOINT = "training.safetensors"
-BUDGETS = ("total_steps", "generations", "updates", "minutes", "save_minutes")
+CHANGEABLE = (
+    "total_steps", "generations", "updates", "minutes", "save_minutes", "workers",
+)  # fmt: skip
 """settings that may be others when a training goes on"""
 
 
@@ -29,13 +31,13 @@ def read_checkpoint(
 
     Raises:
         AgentError: there is no checkpoint, or it is of another world, agent or setting; only
-            `BUDGETS` may differ.
+            `CHANGEABLE` may differ.
     """
     tensors, about = _read(out)
     was = about["description"]
     now = json.loads(json.dumps(description))  # tuples are lists on disk
     old, new = was | was["args"], now | now["args"]
-    for name in sorted((old.keys() | new.keys()) - {"args", *BUDGETS}):
+    for name in sorted((old.keys() | new.keys()) - {"args", *CHANGEABLE}):
         if old.get(name) != new.get(name):
             raise AgentError(
                 f"the training in {out} has {name} {old.get(name)!r}, not {new.get(name)!r}"

@@ -10,16 +10,20 @@ are known better than their mean; the loss weighs both apart, and the network gi
 (Wang et al. 2016). What is saved is the network of `agents/ppo_agent.py`, with the advantages as
 its policy.
 
-Shape suffixes as in `agents/moments.py`; B moments of one update, C channels of a stack (m times
-channels of one chunk, c).
+Where the game is the same in a mirror (`mirror` names what changes places), half of what an update
+learns from is seen in it, with the values of the actions exchanged: twice the moments, and no
+dream more.
+
+Shape suffixes as in `agents/moments.py` and `agents/fitted_q_data.py`.
 """
 
 import copy
 import json
 import time
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from rich.console import Console
@@ -28,19 +32,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from magi_world.agents.files import describe
-from magi_world.agents.moments import Dreamer, Moments, dream_moments
+from magi_world.agents.fitted_q_data import Batch, Data, Mirror, exchanged
+from magi_world.agents.moments import Dreamer, dream_moments
 from magi_world.agents.ppo_actor import check_signals, full_reward, learned_from
 from magi_world.agents.ppo_agent import Network, PPOAgent
 from magi_world.agents.ppo_learning import blend
 from magi_world.agents.ppo_state import NetworkTraining
-from magi_world.errors import ConfigError, DatasetError
+from magi_world.errors import ConfigError
+from magi_world.training.encoding import mirrored_latents
 from magi_world.training.prepare import tics_by_source
 from magi_world.training.store import Store
 from magi_world.world import World
 
 KIND = "fitted-q"
-_HELD_OUT = 32
-"""the moments of every so many-th episode only measure"""
 _MEASURED = 500
 """updates between two measurements"""
 
@@ -54,6 +58,8 @@ class Args:
     moments: int = 100_000
     """real moments from which every action is dreamed, again with other noise where the data has
     fewer; they are kept in the agent's folder, for Doom some 6 kB each"""
+    workers: int = 1
+    """processes that dream moments side by side, each with its share of the threads"""
     earliest: int = 0
     """chunk of an episode from which on it has moments: where nothing happens at first, nothing is
     to be learned from it"""
@@ -70,6 +76,9 @@ class Args:
     """widths of the two convolutions"""
     hidden: int = 192
     """width of the layer that differences and mean share"""
+    mirror: dict[str, str] = field(default_factory=dict)
+    """prompts that change places where left and right do, e.g. {"strafe left": "strafe right"};
+    all others mean the same in a mirror. Empty where the game is another there"""
     observation_noise: float = 0.3
     """standard deviation of noise added to the latents of moments, so that small differences
     between what is dreamed and what is real do not matter"""
@@ -105,8 +114,8 @@ class Args:
     """minutes between two checkpoints"""
 
     def __post_init__(self) -> None:
-        counts = ("moments", "updates", "batch_size", "history", "hidden", "denoising_steps")
-        for name in counts:
+        counts = ("moments", "workers", "updates", "batch_size", "history", "hidden")
+        for name in (*counts, "denoising_steps"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ConfigError(f"{name} {getattr(self, name)} is below 1")
         for name in ("gamma", "target", "average"):
@@ -159,56 +168,6 @@ def action_values(network: Network, hidden_BD: Tensor) -> Tensor:
     return value_B1 + advantage_BA - advantage_BA.mean(1, keepdim=True)
 
 
-class Batch(NamedTuple):
-    """Some moments with what is learned of them."""
-
-    stack: Tensor
-    """`[B, C, h, w]`, without noise"""
-    following: Tensor
-    """`[B, A, c, h, w]`"""
-    reward: Tensor
-    """`[B, A]`"""
-    continues: Tensor
-    """`[B, A]`"""
-
-
-class Data:
-    """Moments with the real chunks before them, as batches on a device."""
-
-    def __init__(self, moments: Moments, store: Store, args: Args, device: torch.device) -> None:
-        self.moments = moments
-        self.device = device
-        self.latents = torch.from_numpy(store.latents())
-        self.before_m = torch.arange(-args.history, 0)
-        episode = torch.searchsorted(torch.from_numpy(store.offsets), moments.row, right=True) - 1
-        held_out = episode % _HELD_OUT == 0
-        self.train = (~held_out).nonzero().squeeze(1)
-        self.held_out = held_out.nonzero().squeeze(1)
-        if len(self.train) < args.batch_size:
-            raise DatasetError(
-                f"{len(self.train)} moments to learn from, fewer than one batch of "
-                f"{args.batch_size}: give more data or a smaller batch_size"
-            )
-
-    def draw(self, count: int, generator: torch.Generator) -> Batch:
-        """Moments to learn from, drawn with a generator of the training's device."""
-        number_B = torch.randint(
-            len(self.train), (count,), generator=generator, device=generator.device
-        )
-        return self.batch(self.train[number_B.cpu()])
-
-    def batch(self, index_B: Tensor) -> Batch:
-        """The moments of these numbers."""
-        moments, device = self.moments, self.device
-        chunk_BmZPhw = self.latents[moments.row[index_B][:, None] + self.before_m]
-        return Batch(
-            stack=chunk_BmZPhw.to(device).float().transpose(2, 3).flatten(1, 3),
-            following=moments.following[index_B].to(device).float().transpose(2, 3).flatten(2, 3),
-            reward=moments.reward[index_B].to(device),
-            continues=moments.continues[index_B].to(device),
-        )
-
-
 def targets(network: Network, batch: Batch, gamma: float) -> Tensor:
     """What every action gives and what the best one is worth behind it, `[B, A]`.
 
@@ -217,10 +176,12 @@ def targets(network: Network, batch: Batch, gamma: float) -> Tensor:
     B, A, c = batch.following.shape[:3]
     first = network.body[0]
     assert isinstance(first, nn.Conv2d)
-    shared = F.conv2d(batch.stack[:, c:], first.weight[:, :-c], first.bias, padding=1)
-    newest = F.conv2d(batch.following.flatten(0, 1), first.weight[:, -c:], padding=1)
-    seen = (shared[:, None] + newest.unflatten(0, (B, A))).flatten(0, 1)
-    hidden_ND = network.body[1:](seen)
+    newest = F.conv2d(batch.following.flatten(0, 1), first.weight[:, -c:], first.bias, padding=1)
+    seen = newest.unflatten(0, (B, A))
+    if batch.stack.shape[1] > c:  # else one chunk is all that the agent sees
+        shared = F.conv2d(batch.stack[:, c:], first.weight[:, :-c], padding=1)
+        seen = seen + shared[:, None]
+    hidden_ND = network.body[1:](seen.flatten(0, 1))
     best_BA: Tensor = action_values(network, hidden_ND).amax(1).unflatten(0, (B, A))
     return batch.reward + gamma * batch.continues * best_BA
 
@@ -230,8 +191,9 @@ def update(training: FittedQ, batch: Batch) -> dict[str, Tensor]:
     args, network = training.args, training.network
     with torch.no_grad():
         target_BA = targets(training.target, batch, args.gamma)
-    noise = torch.empty_like(batch.stack).normal_(generator=training.generator)
-    hidden_BD = network.body(batch.stack + args.observation_noise * noise)
+    seen, target_BA = batch.mirrored(target_BA)
+    noise = torch.empty_like(seen).normal_(generator=training.generator)
+    hidden_BD = network.body(seen + args.observation_noise * noise)
     error_BA = action_values(network, hidden_BD) - target_BA
     mean_B = error_BA.mean(1)
     mean = mean_B.square().mean()
@@ -297,9 +259,10 @@ def train(
     Raises:
         AgentError: the world has no outcome heads or lacks a signal of `signal_weights`, or has
             players; or there is nothing to resume.
+        ConfigError: `mirror` names something else than the world's prompts, or one twice.
         DatasetError: the data has no moments, or too few.
     """
-    check_signals(world, args)
+    check(world, args)
     out = Path(out)
     description = describe(world, KIND, "dream") | {
         "history": args.history,
@@ -316,6 +279,12 @@ def train(
     return PPOAgent.load(out, device=world.device)
 
 
+def check(world: World, args: Args) -> None:
+    """Raise `AgentError` or `ConfigError` unless the world has all that the settings name."""
+    check_signals(world, args)
+    exchanged(args.mirror, world.card["prompts"])
+
+
 def tics_beyond(world: World, store: Store) -> int:
     """Tics of the real game in data that the world did not learn from, by the datasets' names."""
     known = world.card.get("data", {}).get("datasets", {})
@@ -329,7 +298,7 @@ def _learn(training: FittedQ, world: World, store: Store, out: Path, *, show: bo
     args = training.args
     full = full_reward(world, args)
     dreamer = Dreamer(
-        world, store, lambda chunk: learned_from(chunk, args, full), history=args.history,
+        world, store, partial(learned_from, args=args, full_reward=full), history=args.history,
         steps=args.denoising_steps, temperature=args.temperature,
     )  # fmt: skip
     columns = (BarColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
@@ -342,11 +311,15 @@ def _learn(training: FittedQ, world: World, store: Store, out: Path, *, show: bo
         training.save(out)  # what a training that is stopped while it dreams goes on from
         moments = dream_moments(
             dreamer, store, out / "moments", count=args.moments, seed=args.seed,
-            earliest=args.earliest,
+            earliest=args.earliest, workers=args.workers,
             say=lambda done: bar.update(task, completed=done, description=f"{done:,} moments"),
         )  # fmt: skip
         training.steps = len(moments) * len(dreamer.prompts)
-        data = Data(moments, store, args, world.device)
+        mirror = None
+        if args.mirror:
+            latents = mirrored_latents(world, store, bar.console)
+            mirror = Mirror(latents, exchanged(args.mirror, dreamer.prompts))
+        data = Data(moments, store, args, world.device, mirror=mirror)
         bar.reset(task, total=1.0)
         begin = saved = time.monotonic()
         seconds_before = training.seconds

@@ -10,13 +10,18 @@ Shape suffixes: N moments, A actions, m chunks in view, S sequences, L chunks in
 Z latent channels, P latent frames of a chunk, h and w the latent grid.
 """
 
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, multiprocessing
 
 from magi_world.checkpoints.tensors import read_tensors, write_tensors
 from magi_world.errors import AgentError, CheckpointError, DatasetError
@@ -31,7 +36,7 @@ _LENGTH = 16
 """most chunks of a sequence, the first of which are history only"""
 _TOGETHER = 8
 """sequences in one forward"""
-_PART = 60
+_PART = 16
 """forwards whose moments are one file"""
 
 
@@ -193,6 +198,7 @@ def dream_moments(
     count: int,
     seed: int,
     earliest: int = 0,
+    workers: int = 1,
     say: Callable[[int], None] = lambda dreamed: None,
 ) -> Moments:
     """Dream at least `count` moments, in parts that are kept in a folder.
@@ -202,37 +208,90 @@ def dream_moments(
     goes on to the same moments.
 
     Args:
-        dreamer: dreams them.
+        dreamer: dreams them; with several workers its judge must be one that can be pickled.
         store: the same data as the dreamer's.
         folder: where the parts are, one file each.
         count: how many moments.
         seed: of their order and noise.
         earliest: the chunk of an episode from which on it has moments.
+        workers: processes that dream parts side by side, each with its share of the threads.
         say: told how many there are, after every part.
 
     Raises:
-        AgentError: a file of a part is damaged.
+        AgentError: a file of a part is damaged, or a worker has died.
         DatasetError: see :func:`sequences`.
     """
     shuffler = torch.Generator().manual_seed(seed)
     waiting: list[Tensor] = []
-    parts: list[dict[str, Tensor]] = []
-    done = 0
-    while done < count:
+    todo: list[_Part] = []
+    planned = done = 0
+    while planned < count:
         if not waiting:  # once more through all of them
             order = sequences(store, dreamer.length, dreamer.history, shuffler, earliest=earliest)
             waiting = list(order.split(_PART * _TOGETHER))
-        starts = waiting.pop(0)
-        path = folder / f"{len(parts):04d}.safetensors"
-        if not path.exists():
-            generator = torch.Generator().manual_seed(seed * 100_000 + len(parts))
-            dreamed = [vars(dreamer.dream(some, generator)) for some in starts.split(_TOGETHER)]
-            folder.mkdir(parents=True, exist_ok=True)
-            write_tensors(_joined(dreamed), path, {})
-        parts.append(_read(path))
-        done += len(parts[-1]["row"])
-        say(done)
+        path = folder / f"{len(todo):04d}.safetensors"
+        todo.append(_Part(waiting.pop(0), seed * 100_000 + len(todo), path))
+        planned += len(todo[-1].start_S) * (dreamer.length - dreamer.history)
+    parts: list[dict[str, Tensor]] = []
+    with _dreaming(dreamer, workers) as dream:
+        for path in dream(todo):
+            parts.append(_read(path))
+            done += len(parts[-1]["row"])
+            say(done)
     return Moments(**_joined(parts))
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What becomes one file."""
+
+    start_S: Tensor
+    seed: int
+    path: Path
+
+
+@contextmanager
+def _dreaming(dreamer: Dreamer, workers: int) -> Iterator[Callable[[list[_Part]], Iterator[Path]]]:
+    """What dreams parts, in their order, and gives their files: here or in other processes."""
+    if workers == 1:
+        yield lambda parts: (_dream_part(dreamer, part) for part in parts)
+        return
+    threads = max(1, torch.get_num_threads() // workers)
+    context = multiprocessing.get_context("spawn")  # a forked autograd refuses to run
+    pool = ProcessPoolExecutor(workers, context, _begin_worker, (dreamer, threads))
+    try:
+        yield lambda parts: pool.map(_dream_in_worker, parts)
+    except BrokenProcessPool:
+        raise AgentError(
+            "a worker that dreamed moments has died, perhaps for want of memory: resume, with "
+            "fewer workers if it happens again"
+        ) from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+_own: dict[str, Any] = {}
+"""in a worker: its dreamer"""
+
+
+def _begin_worker(dreamer: Dreamer, threads: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that trains decides when to stop
+    torch.set_num_threads(threads)
+    _own["dreamer"] = dreamer
+
+
+def _dream_in_worker(part: _Part) -> Path:
+    return _dream_part(_own["dreamer"], part)
+
+
+def _dream_part(dreamer: Dreamer, part: _Part) -> Path:
+    """Dream one part, unless it lies there already; returns its file."""
+    if not part.path.exists():
+        generator = torch.Generator().manual_seed(part.seed)
+        dreamed = [vars(dreamer.dream(some, generator)) for some in part.start_S.split(_TOGETHER)]
+        part.path.parent.mkdir(parents=True, exist_ok=True)
+        write_tensors(_joined(dreamed), part.path, {})
+    return part.path
 
 
 def _joined(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -278,7 +278,6 @@ def train_agent(
     """
     from magi_world.agents import fitted_q, linear_training, ppo, selfplay
     from magi_world.agents.checkpoint import resumed_settings
-    from magi_world.agents.ppo_actor import check_signals
     from magi_world.agents.ppo_real import REAL_SETTINGS
     from magi_world.agents.recipe import available, recipe_settings
     from magi_world.cli.games import real_game
@@ -341,7 +340,7 @@ def train_agent(
         ppo.train(loaded, ppo.Args(**settings), out, make_game=make_game, resume=resume)
     elif kind is Kind.FITTED_Q:
         checked = fitted_q.Args(**settings)
-        check_signals(loaded, checked)  # before an hour of data is read
+        fitted_q.check(loaded, checked)  # before an hour of data is read
         store = _moments_of(loaded, data, starts_from, out)
         fitted_q.train(loaded, checked, out, store=store, resume=resume)
     else:

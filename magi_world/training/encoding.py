@@ -3,12 +3,16 @@
 import json
 import os
 from collections.abc import Sequence
+from math import prod
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from rich.console import Console
 
+from magi_world.disk import check_disk
+from magi_world.errors import DatasetError
 from magi_world.training.prepare import read_store, store_bytes
 from magi_world.training.reading import Reading
 from magi_world.training.store import Store
@@ -22,7 +26,6 @@ def scale_note(store: Store) -> Path:
     return store.folder / "scale.json"
 
 
-@torch.inference_mode()
 def encode_store(
     world: World, store: Store, console: Console, *, scale: float | None = None
 ) -> float:
@@ -34,13 +37,8 @@ def encode_store(
     if store.latents_path.exists() and note.exists():
         return float(json.loads(note.read_text())["scale_factor"])
     console.print(f"encoding {len(store.action)} chunks")
-    shape = (len(store.action), *world.config.latent_shape)
     partial = store.folder / "latents.partial.npy"
-    latents = np.lib.format.open_memmap(partial, "w+", np.float16, shape)
-    scale_now = world.config.sampling.scale_factor
-    for i in range(0, len(latents), _ENCODE_BATCH):
-        frames = np.ascontiguousarray(store.frames[i : i + _ENCODE_BATCH])
-        latents[i : i + _ENCODE_BATCH] = (world.encode(frames) / scale_now).cpu().numpy()
+    latents = _encode(world, store.frames, partial, 1 / world.config.sampling.scale_factor)
     measured = float(latents[~store.held_out].astype(np.float32).std())
     deviation = measured if scale is None else 1 / scale
     for i in range(0, len(latents), 4096):
@@ -50,6 +48,36 @@ def encode_store(
     os.replace(partial, store.latents_path)
     note.write_text(json.dumps({"scale_factor": 1 / deviation}))
     return 1 / deviation
+
+
+def mirrored_latents(world: World, store: Store, console: Console) -> NDArray[np.float16]:
+    """Latents of all frames with left and right exchanged, in the world's scale.
+
+    They are encoded once and kept beside the others; float16 `[M, Z, P, h, w]`.
+
+    Raises:
+        DatasetError: the disk is too small.
+    """
+    path = store.folder / "mirrored.npy"
+    if not path.exists():
+        check_disk(path, 2 * len(store.action) * prod(world.config.latent_shape), DatasetError)
+        console.print(f"encoding {len(store.action)} chunks in a mirror")
+        partial = store.folder / "mirrored.partial.npy"
+        _encode(world, store.frames[..., ::-1, :], partial, 1.0).flush()
+        os.replace(partial, path)
+    latents: NDArray[np.float16] = np.load(path)
+    return latents
+
+
+@torch.inference_mode()
+def _encode(world: World, frames: NDArray[np.uint8], path: Path, scale: float) -> np.memmap:
+    """Latents of all chunks, times a scale, written to a file and still open."""
+    shape = (len(frames), *world.config.latent_shape)
+    latents = np.lib.format.open_memmap(path, "w+", np.float16, shape)
+    for i in range(0, len(latents), _ENCODE_BATCH):
+        some = np.ascontiguousarray(frames[i : i + _ENCODE_BATCH])
+        latents[i : i + _ENCODE_BATCH] = (world.encode(some) * scale).cpu().numpy()
+    return latents
 
 
 def read_encoded(world: World, data: Sequence[Path], out: Path, console: Console) -> Store:

@@ -12,13 +12,13 @@ from magi_world.agents.files import describe
 from magi_world.agents.fitted_q import (
     KIND,
     Args,
-    Data,
     FittedQ,
     action_values,
     measure,
     targets,
     update,
 )
+from magi_world.agents.fitted_q_data import Data, Mirror, exchanged
 from magi_world.agents.guide import Guide
 from magi_world.agents.moments import Moments
 from magi_world.errors import ConfigError, DatasetError
@@ -122,6 +122,44 @@ def test_targets_are_those_of_the_whole_stack() -> None:
     best = torch.stack([action_values(network, network.body(s)).amax(1) for s in stacks], dim=1)
     expected = batch.reward + 0.9 * batch.continues * best
     assert torch.allclose(targets(network, batch, 0.9), expected, atol=1e-5)
+
+
+def test_what_is_seen_in_a_mirror_is_learned_too() -> None:
+    """A light that is always on the left teaches what to do where it is on the right."""
+    learner = training(updates=200, history=1)
+    on_the_left = torch.zeros(300, *SHAPE)
+    on_the_left[..., 0] = 1.0
+    on_the_right = on_the_left.flip(-1)
+    chunks = Chunks(torch.zeros(300, dtype=torch.int64))
+    chunks._latents = on_the_left.half().numpy()
+    row = torch.arange(1, 300)
+    reward = torch.tensor([0.0, 1.0, -1.0]).expand(len(row), 3)  # to the light, away from it
+    moments = Moments(
+        row=row, following=on_the_left[1:, None].expand(-1, 3, -1, -1, -1, -1).half(),
+        reward=reward, continues=torch.zeros_like(reward),
+    )  # fmt: skip
+    action_A = exchanged({"left": "right"}, ["wait", "left", "right"])
+    mirror = Mirror(on_the_right.half().numpy(), action_A)
+    data = Data(moments, chunks, learner.args, torch.device("cpu"), mirror=mirror)  # type: ignore[arg-type]
+    for _ in range(200):
+        update(learner, data.draw(32, learner.generator))
+    for light, expected_A in ((on_the_left, [0.0, 1.0, -1.0]), (on_the_right, [0.0, -1.0, 1.0])):
+        stack_BChw = light[:1].transpose(1, 2).flatten(1, 2)
+        value_BA = action_values(learner.average, learner.average.body(stack_BChw))
+        assert torch.allclose(value_BA[0], torch.tensor(expected_A), atol=0.1)
+
+
+def test_mirrors_exchange_prompts_of_the_world() -> None:
+    prompts = ["stay", "left", "right", "up"]
+    assert exchanged({}, prompts).tolist() == [0, 1, 2, 3]
+    assert exchanged({"left": "right"}, prompts).tolist() == [0, 2, 1, 3]
+    assert exchanged({"left": "right", "right": "left", "up": "up"}, prompts).tolist() == [
+        0, 2, 1, 3,
+    ]  # fmt: skip
+    with pytest.raises(ConfigError, match="'down', which is none of"):
+        exchanged({"up": "down"}, prompts)
+    with pytest.raises(ConfigError, match="'up' or 'left' with two"):
+        exchanged({"left": "right", "up": "left"}, prompts)
 
 
 def test_its_value_is_that_of_the_best_action(tiny_world: World) -> None:

@@ -1,21 +1,25 @@
 """Moments of a run's data, and the agent that learns from them."""
 
+import dataclasses
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
 from magi_world import agents
 from magi_world.agents import moments as module
 from magi_world.agents.fitted_q import KIND, Args, train
 from magi_world.agents.moments import Dreamer, dream_moments, sequence_length, sequences
 from magi_world.cli import main
-from magi_world.errors import AgentError, DatasetError
+from magi_world.errors import AgentError, ConfigError, DatasetError
 from magi_world.sampling.chunk import Chunk
 from magi_world.training.bank import encoded_store
+from magi_world.training.encoding import mirrored_latents
 from magi_world.training.prepare import tics_by_source
 from magi_world.training.store import Store
 from magi_world.training.teacher_forcing import generate_one_step_ahead
@@ -140,6 +144,31 @@ def test_a_dream_goes_on_where_it_was_stopped(
         dream_moments(one, store, tmp_path, count=1, seed=3)
 
 
+def test_workers_dream_the_same(
+    world: World, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_PART", 1)
+    monkeypatch.setattr(module, "_TOGETHER", 2)
+    one = dreamer(world, store)
+    alone = dream_moments(one, store, tmp_path / "alone", count=40, seed=3)
+    shared = dream_moments(one, store, tmp_path / "shared", count=40, seed=3, workers=2)
+    for name, value in vars(alone).items():
+        other = getattr(shared, name)
+        assert torch.allclose(value.float(), other.float(), atol=5e-3), name  # float16
+    assert torch.equal(alone.row, shared.row)
+    assert len(list((tmp_path / "shared").iterdir())) == 3
+
+
+def die(chunk: Chunk) -> tuple[torch.Tensor, torch.Tensor]:
+    os._exit(1)
+
+
+def test_a_worker_that_dies_is_told(world: World, store: Store, tmp_path: Path) -> None:
+    one = Dreamer(world, store, die, history=HISTORY)
+    with pytest.raises(AgentError, match="a worker that dreamed moments has died"):
+        dream_moments(one, store, tmp_path, count=1, seed=3, workers=2)
+
+
 def test_training_leaves_an_agent_that_can_go_on(
     world: World, store: Store, tmp_path: Path
 ) -> None:
@@ -170,6 +199,28 @@ def test_training_leaves_an_agent_that_can_go_on(
         bad = Args(**SMALL | {"signal_weights": {"fame": 1.0}})
         train(world, bad, tmp_path / "three", store=store, show=False)
     assert not (tmp_path / "three").exists()
+
+
+def test_a_mirror_shows_the_frames_of_the_data(world: World, store: Store, tmp_path: Path) -> None:
+    (tmp_path / "latents.npy").write_bytes(store.latents_path.read_bytes())
+    other = dataclasses.replace(store, folder=tmp_path)
+    mirrored = mirrored_latents(world, other, Console(quiet=True))
+    assert mirrored.shape == store.latents().shape
+    frames = np.ascontiguousarray(store.frames[5:6, :, :, ::-1])
+    expected = world.encode(frames)[0].cpu().numpy()
+    assert np.allclose(mirrored[5].astype(np.float32), expected, atol=5e-3)
+    was = (tmp_path / "mirrored.npy").stat().st_mtime_ns
+    mirrored_latents(world, other, Console(quiet=True))
+    assert (tmp_path / "mirrored.npy").stat().st_mtime_ns == was
+
+    prompts = world.card["prompts"]
+    args = Args(**SMALL, mirror={prompts[1]: prompts[2]})
+    agent = train(world, args, tmp_path / "agent", store=other, show=False)
+    assert agent.description["args"]["mirror"] == {prompts[1]: prompts[2]}
+    bad = Args(**SMALL, mirror={prompts[1]: "fly"})
+    with pytest.raises(ConfigError, match="'fly', which is none of"):
+        train(world, bad, tmp_path / "no", store=store, show=False)
+    assert not (tmp_path / "no").exists()
 
 
 def test_two_trainings_are_the_same(world: World, store: Store, tmp_path: Path) -> None:
