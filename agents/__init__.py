@@ -4,8 +4,9 @@
 or one's own from its folder.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -36,6 +37,14 @@ class Agent(Protocol):
 
     def act(self, observations: Any, /) -> npt.NDArray[np.int64]:
         """Return a prompt index int64 `[n]` for observations `[n, ...]`, numpy or torch."""
+
+
+@runtime_checkable
+class Retiring(Protocol):
+    """An agent to which acting is dear, and which is told of rows whose episodes have ended."""
+
+    def retire(self, rows: Sequence[int], /) -> None:
+        """Think no more about these rows: what it answers for them does not matter."""
 
 
 def load(

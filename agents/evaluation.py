@@ -18,7 +18,7 @@ from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
-from magi_world.agents import BASELINES, Agent, has_agent, load
+from magi_world.agents import BASELINES, Agent, Retiring, has_agent, load
 from magi_world.agents.random_agent import NoOp, Sticky, Sweep
 from magi_world.errors import AgentError
 from magi_world.evaluation.metrics import difference_interval, mean_and_std
@@ -61,12 +61,14 @@ def play_dream(
         live = counted.clone()
         chunk = rollout.reset(seeds=range(first_seed + start, first_seed + start + width))
         agent.reset(width, seed=first_seed + start)
+        _retire(agent, (~live).nonzero().flatten().tolist())
         while live.any():
             actions = agent.act(chunk.frames if agent.observations == "frames" else chunk.latents)
             chunk = rollout.step([prompts[action] for action in actions])
             returns[start : start + width] += (chunk.reward.cpu() * live).numpy()
             over = chunk.terminated.cpu() | (rollout.chunk_index >= world.card["horizon"])
             tick(int((live & over).sum()))
+            _retire(agent, (live & over).nonzero().flatten().tolist())
             live &= ~over
     return returns[:episodes]
 
@@ -120,10 +122,17 @@ def play_real(
                     if chunk.terminated or chunk.truncated:
                         live.remove(row)
                 tick(len(chunks) - len(live))
+                _retire(agent, sorted(chunks.keys() - set(live)))
     finally:
         for game in running:
             game.close()
     return returns
+
+
+def _retire(agent: Agent, rows: Sequence[int]) -> None:
+    """Tell an agent that wants to know that these episodes have ended."""
+    if rows and isinstance(agent, Retiring):
+        agent.retire(rows)
 
 
 def observe(world: World, agent: Agent, frames: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:

@@ -152,7 +152,8 @@ class Planner:
         self._generators: list[np.random.Generator] = []
         self._plans: Actions | None = None  # the last plans, moved on by one chunk
         self._rollout: Rollout | None = None
-        self._last: Actions | None = None
+        self._rows, self._live = 0, list[int]()  # all rows, and those whose episodes go on
+        self._last = np.zeros(0, np.int64)
         self._memory: Tensor | None = None  # of the guide, `[N, C, h, w]`
 
     # ---------------------------------------------------------------- as an agent
@@ -161,7 +162,20 @@ class Planner:
         """Begin n episodes; row i draws sequences and noise from a generator seeded `seed + i`."""
         seeds = [None] * n if seed is None else range(seed, seed + n)
         self._generators = [np.random.default_rng(row_seed) for row_seed in seeds]
-        self._plans = self._rollout = self._last = self._memory = None
+        self._rows, self._live = n, list(range(n))
+        self._last = np.zeros(n, np.int64)
+        self._plans = self._rollout = self._memory = None
+
+    def retire(self, rows: Sequence[int]) -> None:
+        """Plan no more for these rows, whose episodes have ended; `act` answers 0 for them."""
+        kept = [i for i, row in enumerate(self._live) if row not in set(rows)]
+        self._live = [self._live[i] for i in kept]
+        self._last[list(rows)] = 0
+        self._generators = [self._generators[i] for i in kept]
+        if self._plans is not None:
+            self._plans = self._plans[kept]
+        if self._memory is not None:
+            self._memory = self._memory[kept]
 
     def act(self, observations: npt.NDArray[Any] | Tensor) -> Actions:
         """Take in the newest chunk of each row and return the best action, int64 `[N]`.
@@ -176,24 +190,27 @@ class Planner:
             NotReset: `reset` was never called.
             AgentError: another number of rows than `reset` was given, or latents of another shape.
         """
-        if not self._generators:
+        if not self._rows:
             raise NotReset("the planner was not reset: call reset(n) before act")
-        n = len(self._generators)
         latents = torch.as_tensor(observations, dtype=torch.float32)
-        expected = (n, *self.world.config.latent_shape)
+        expected = (self._rows, *self.world.config.latent_shape)
         if tuple(latents.shape) != expected:
             raise AgentError(f"latents of shape {tuple(latents.shape)}, expected {expected}")
-        if self._rollout is None or self._last is None:
-            self._rollout = self.world.rollout(n, seeds=[0] * n)  # it observes and draws nothing
-            for row in range(n):
-                self._rollout.reset([row], latents=latents[row : row + 1], prompts=self.prompts[:1])
+        live, latents = self._live, latents[self._live]
+        if not live:
+            return self._last.copy()
+        if self._rollout is None:
+            self._rollout = self.world.rollout(self._rows, seeds=[0] * self._rows)  # draws nothing
+            for row, seen in zip(live, latents, strict=True):
+                self._rollout.reset([row], latents=seen[None], prompts=self.prompts[:1])
         else:
-            self._rollout.observe(latents, [self.prompts[action] for action in self._last])
+            taken = [self.prompts[action] for action in self._last[live]]
+            self._rollout.observe(latents, taken, live)
         if self.guide is not None:
             known, latents = self._memory, latents.to(self.world.device)
             memory = self.guide.start(latents) if known is None else self.guide.see(known, latents)
             self._memory = memory
-        self._last = self.plan(self._rollout, memory=self._memory).actions
+        self._last[live] = self.plan(self._rollout, live, memory=self._memory).actions
         return self._last.copy()
 
     # ---------------------------------------------------------------- the search

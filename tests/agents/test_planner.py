@@ -252,6 +252,42 @@ def test_real_chunks_are_planned_from(tiny_world: World) -> None:
     assert search.act(chunks[0]).tolist() == again.tolist()
 
 
+def test_ended_episodes_are_planned_for_no_more(
+    tiny_world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rows that go on are planned for as they were, and nothing is imagined for the others."""
+    chunks = torch.randn(4, 3, *tiny_world.config.latent_shape)
+    whole, search = small(tiny_world), small(tiny_world)
+    imagined: list[int] = []
+    imagine = Planner._imagine
+
+    def count(planner: Planner, rollout: Any, slots: list[int], *rest: Any) -> Any:
+        imagined.append(len(slots))
+        return imagine(planner, rollout, slots, *rest)
+
+    monkeypatch.setattr(Planner, "_imagine", count)
+    for one in (whole, search):
+        one.reset(3, seed=4)
+        one.act(chunks[0])
+    imagined.clear()
+    search.retire([1])
+    for chunk in chunks[1:3]:
+        actions = search.act(chunk)
+        assert actions[1] == 0
+        assert actions[[0, 2]].tolist() == whole.act(chunk)[[0, 2]].tolist()
+    assert set(imagined) == {2, 3}
+    search.retire([0, 2])
+    imagined.clear()
+    assert search.act(chunks[3]).tolist() == [0, 0, 0] and not imagined
+
+    # and whoever plays them says so, of an episode that only fills a batch too
+    search.reset(3, seed=4)
+    told: list[list[int]] = []
+    monkeypatch.setattr(Planner, "retire", lambda planner, rows: told.append(list(rows)))
+    play_dream(tiny_world, small(tiny_world), episodes=3, first_seed=0, batch=2)
+    assert [1] in told and sorted(sum(told, [])) == [0, 0, 1, 1]
+
+
 def test_a_planner_plays_episodes(tiny_world: World) -> None:
     returns = play_dream(tiny_world, small(tiny_world), episodes=3, first_seed=0, batch=2)
     assert returns.shape == (3,) and np.isfinite(returns).all()
