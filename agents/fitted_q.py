@@ -105,6 +105,10 @@ class Args:
     """share of the old in the weights that are saved, per update"""
     max_grad_norm: float = 1.0
     """longest gradient; longer ones are scaled down"""
+    value_softness: float = 0.0
+    """0: what follows is worth what its best action is. Else actions count by their softmax, one
+    worth this much less e times as little: the best of values that are not quite known is too good,
+    the more so the less they are known, and every chunk would add to that"""
     softness: float = 0.02
     """how the agent plays where it is sampled: an action worth this much less is taken e times as
     rarely"""
@@ -121,7 +125,7 @@ class Args:
         for name in ("gamma", "target", "average"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ConfigError(f"{name} {getattr(self, name)} is outside [0, 1]")
-        for name in ("earliest", "weight_decay"):
+        for name in ("earliest", "weight_decay", "value_softness"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} {getattr(self, name)} is below 0")
         for name in ("minutes", "softness"):
@@ -168,10 +172,11 @@ def action_values(network: Network, hidden_BD: Tensor) -> Tensor:
     return value_B1 + advantage_BA - advantage_BA.mean(1, keepdim=True)
 
 
-def targets(network: Network, batch: Batch, gamma: float) -> Tensor:
-    """What every action gives and what the best one is worth behind it, `[B, A]`.
+def targets(network: Network, batch: Batch, gamma: float, softness: float = 0.0) -> Tensor:
+    """What every action gives and what that which follows is worth, `[B, A]`.
 
-    The first layer sees the chunks that all actions share once only.
+    `softness` is that of `Args.value_softness`. The first layer sees the chunks that all actions
+    share once only.
     """
     B, A, c = batch.following.shape[:3]
     first = network.body[0]
@@ -181,16 +186,24 @@ def targets(network: Network, batch: Batch, gamma: float) -> Tensor:
     if batch.stack.shape[1] > c:  # else one chunk is all that the agent sees
         shared = F.conv2d(batch.stack[:, c:], first.weight[:, :-c], padding=1)
         seen = seen + shared[:, None]
-    hidden_ND = network.body[1:](seen.flatten(0, 1))
-    best_BA: Tensor = action_values(network, hidden_ND).amax(1).unflatten(0, (B, A))
-    return batch.reward + gamma * batch.continues * best_BA
+    value_NA = action_values(network, network.body[1:](seen.flatten(0, 1)))
+    following_BA = worth(value_NA, softness).unflatten(0, (B, A))
+    target_BA: Tensor = batch.reward + gamma * batch.continues * following_BA
+    return target_BA
+
+
+def worth(value_NA: Tensor, softness: float) -> Tensor:
+    """What going on is worth where the actions have these values, `[N]`."""
+    if softness == 0:
+        return value_NA.amax(1)
+    return ((value_NA / softness).softmax(1) * value_NA).sum(1)
 
 
 def update(training: FittedQ, batch: Batch) -> dict[str, Tensor]:
     """One step of the optimizer; returns the losses."""
     args, network = training.args, training.network
     with torch.no_grad():
-        target_BA = targets(training.target, batch, args.gamma)
+        target_BA = targets(training.target, batch, args.gamma, args.value_softness)
     seen, target_BA = batch.mirrored(target_BA)
     noise = torch.empty_like(seen).normal_(generator=training.generator)
     hidden_BD = network.body(seen + args.observation_noise * noise)
@@ -217,11 +230,12 @@ def measure(training: FittedQ, data: Data) -> dict[str, float]:
     Gains are by the targets' own values; their best action is also the luckiest, so that a share
     of 1 cannot be reached.
     """
+    args = training.args
     value, target = [], []
     for index_B in data.held_out.split(512):
         batch = data.batch(index_B)
         value.append(action_values(training.average, training.average.body(batch.stack)))
-        target.append(targets(training.target, batch, training.args.gamma))
+        target.append(targets(training.target, batch, args.gamma, args.value_softness))
     value_NA, target_NA = torch.cat(value), torch.cat(target)
     chosen_N = target_NA.gather(1, value_NA.argmax(1, keepdim=True)).squeeze(1)
     gain, most = (x_N - target_NA.mean(1) for x_N in (chosen_N, target_NA.amax(1)))

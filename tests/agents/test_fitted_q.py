@@ -17,6 +17,7 @@ from magi_world.agents.fitted_q import (
     measure,
     targets,
     update,
+    worth,
 )
 from magi_world.agents.fitted_q_data import Data, Mirror, exchanged
 from magi_world.agents.guide import Guide
@@ -122,6 +123,26 @@ def test_targets_are_those_of_the_whole_stack() -> None:
     best = torch.stack([action_values(network, network.body(s)).amax(1) for s in stacks], dim=1)
     expected = batch.reward + 0.9 * batch.continues * best
     assert torch.allclose(targets(network, batch, 0.9), expected, atol=1e-5)
+
+
+def test_a_soft_value_lies_between_mean_and_best() -> None:
+    """With equal values it is theirs, with far ones the best; it is not drawn up by noise."""
+    value_NA = torch.tensor([[1.0, 1.0, 1.0], [0.0, 1.0, 5.0], [0.0, 0.1, 0.0]])
+    assert torch.equal(worth(value_NA, 0.0), value_NA.amax(1))
+    soft_N = worth(value_NA, 0.1)
+    assert torch.allclose(soft_N[:2], value_NA[:2].amax(1))
+    e = torch.e
+    assert soft_N[2].item() == pytest.approx(0.1 * e / (e + 2))
+    noise_NA = 0.05 * torch.randn(4000, 3, generator=torch.Generator().manual_seed(0))
+    assert worth(noise_NA, 0.0).mean() > 2 * worth(noise_NA, 0.1).mean() > 0
+
+    learner = training()
+    moments, chunks = door(60)
+    data = Data(moments, chunks, learner.args, torch.device("cpu"))  # type: ignore[arg-type]
+    batch = data.draw(16, learner.generator)
+    best_BA, soft_BA = (targets(learner.network, batch, 0.9, softness) for softness in (0.0, 1.0))
+    assert (soft_BA <= best_BA).all() and (soft_BA < best_BA).any()
+    assert torch.equal(soft_BA[batch.continues == 0], best_BA[batch.continues == 0])
 
 
 def test_what_is_seen_in_a_mirror_is_learned_too() -> None:
