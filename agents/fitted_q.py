@@ -17,7 +17,6 @@ dream more.
 Shape suffixes as in `agents/moments.py` and `agents/fitted_q_data.py`.
 """
 
-import copy
 import json
 import time
 from dataclasses import asdict, dataclass, field
@@ -25,26 +24,24 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from torch import Tensor, nn
-from torch.nn import functional as F
 
-from magi_world.agents.files import describe
-from magi_world.agents.fitted_q_data import Batch, Data, Mirror, exchanged
+from magi_world.agents.files import describe, read_description
+from magi_world.agents.fitted_q_data import Data, Mirror, exchanged
+from magi_world.agents.fitted_q_learning import VALUES, FittedQ, measure, update
 from magi_world.agents.moments import Dreamer, dream_moments
 from magi_world.agents.ppo_actor import check_signals, full_reward, learned_from
-from magi_world.agents.ppo_agent import Network, PPOAgent
-from magi_world.agents.ppo_learning import blend
-from magi_world.agents.ppo_state import NetworkTraining
-from magi_world.errors import ConfigError
+from magi_world.agents.ppo_agent import PPOAgent
+from magi_world.errors import AgentError, ConfigError
 from magi_world.training.encoding import mirrored_latents
 from magi_world.training.prepare import tics_by_source
 from magi_world.training.store import Store
 from magi_world.world import World
 
 KIND = "fitted-q"
+HELD = "fitted-q-held"
+"""section of a recipe: settings for an agent that learns by another's values"""
 _MEASURED = 500
 """updates between two measurements"""
 
@@ -60,6 +57,10 @@ class Args:
     fewer; they are kept in the agent's folder, for Doom some 6 kB each"""
     workers: int = 1
     """processes that dream moments side by side, each with its share of the threads"""
+    hold: int = 1
+    """chunks for which an action is held in a dream; the longer, the more it matters beside what
+    chance does, and the more a dream has lost. Values for more than one are best those of an agent
+    that learned with one, see `train`"""
     earliest: int = 0
     """chunk of an episode from which on it has moments: where nothing happens at first, nothing is
     to be learned from it"""
@@ -118,7 +119,7 @@ class Args:
     """minutes between two checkpoints"""
 
     def __post_init__(self) -> None:
-        counts = ("moments", "workers", "updates", "batch_size", "history", "hidden")
+        counts = ("moments", "workers", "hold", "updates", "batch_size", "history", "hidden")
         for name in (*counts, "denoising_steps"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ConfigError(f"{name} {getattr(self, name)} is below 1")
@@ -143,115 +144,13 @@ class Args:
         return True
 
 
-class FittedQ(NetworkTraining[Args]):
-    """A training's state: `steps` are the chunks dreamed, `updates` those of the optimizer."""
-
-    def __init__(self, description: dict[str, Any], args: Args, device: torch.device) -> None:
-        super().__init__(description, args, device, weight_decay=args.weight_decay)
-        self.target = copy.deepcopy(self.network)
-        self.parts["target"] = self.target
-
-    @property
-    def counted(self) -> float:
-        """The share of the updates that is made."""
-        return self.updates / self.args.updates
-
-    def agent(self) -> PPOAgent:
-        """The agent as it is saved: its log-probabilities are advantages over `softness`."""
-        network = copy.deepcopy(self.average)
-        with torch.no_grad():
-            for parameter in network.policy.parameters():
-                parameter.div_(self.args.softness)
-        return PPOAgent(network, self.description | {"trained": self.trained})
-
-
-def action_values(network: Network, hidden_BD: Tensor) -> Tensor:
-    """What every action is worth, `[B, A]`: the mean, and what the policy's layer adds to it."""
-    advantage_BA: Tensor = network.policy(hidden_BD)
-    value_B1: Tensor = network.value(hidden_BD)
-    return value_B1 + advantage_BA - advantage_BA.mean(1, keepdim=True)
-
-
-def targets(network: Network, batch: Batch, gamma: float, softness: float = 0.0) -> Tensor:
-    """What every action gives and what that which follows is worth, `[B, A]`.
-
-    `softness` is that of `Args.value_softness`. The first layer sees the chunks that all actions
-    share once only.
-    """
-    B, A, c = batch.following.shape[:3]
-    first = network.body[0]
-    assert isinstance(first, nn.Conv2d)
-    newest = F.conv2d(batch.following.flatten(0, 1), first.weight[:, -c:], first.bias, padding=1)
-    seen = newest.unflatten(0, (B, A))
-    if batch.stack.shape[1] > c:  # else one chunk is all that the agent sees
-        shared = F.conv2d(batch.stack[:, c:], first.weight[:, :-c], padding=1)
-        seen = seen + shared[:, None]
-    value_NA = action_values(network, network.body[1:](seen.flatten(0, 1)))
-    following_BA = worth(value_NA, softness).unflatten(0, (B, A))
-    target_BA: Tensor = batch.reward + gamma * batch.continues * following_BA
-    return target_BA
-
-
-def worth(value_NA: Tensor, softness: float) -> Tensor:
-    """What going on is worth where the actions have these values, `[N]`."""
-    if softness == 0:
-        return value_NA.amax(1)
-    return ((value_NA / softness).softmax(1) * value_NA).sum(1)
-
-
-def update(training: FittedQ, batch: Batch) -> dict[str, Tensor]:
-    """One step of the optimizer; returns the losses."""
-    args, network = training.args, training.network
-    with torch.no_grad():
-        target_BA = targets(training.target, batch, args.gamma, args.value_softness)
-    seen, target_BA = batch.mirrored(target_BA)
-    noise = torch.empty_like(seen).normal_(generator=training.generator)
-    hidden_BD = network.body(seen + args.observation_noise * noise)
-    error_BA = action_values(network, hidden_BD) - target_BA
-    mean_B = error_BA.mean(1)
-    mean = mean_B.square().mean()
-    difference = (error_BA - mean_B[:, None]).square().sum(1).mean()
-    loss = 3.0 * mean + args.difference_weight * difference
-    training.optimizer.zero_grad()
-    loss.backward()
-    nn.utils.clip_grad_norm_(network.parameters(), args.max_grad_norm)
-    training.optimizer.step()
-    training.updates += 1
-    young = training.updates / (training.updates + 9)  # young averages follow faster
-    blend(training.target, network, min(args.target, young))
-    blend(training.average, network, min(args.average, young))
-    return {"losses/mean": mean.detach(), "losses/difference": difference.detach()}
-
-
-@torch.no_grad()
-def measure(training: FittedQ, data: Data) -> dict[str, float]:
-    """Held-out moments: what the policy gains over a random one, and shares of it all.
-
-    Gains are by the targets' own values; their best action is also the luckiest, so that a share
-    of 1 cannot be reached.
-    """
-    args = training.args
-    value, target = [], []
-    for index_B in data.held_out.split(512):
-        batch = data.batch(index_B)
-        value.append(action_values(training.average, training.average.body(batch.stack)))
-        target.append(targets(training.target, batch, args.gamma, args.value_softness))
-    value_NA, target_NA = torch.cat(value), torch.cat(target)
-    chosen_N = target_NA.gather(1, value_NA.argmax(1, keepdim=True)).squeeze(1)
-    gain, most = (x_N - target_NA.mean(1) for x_N in (chosen_N, target_NA.amax(1)))
-    return {
-        "charts/value": target_NA.mean().item(),
-        "charts/gain": gain.mean().item(),
-        "charts/share_of_gain": (gain.sum() / most.sum().clamp_min(1e-12)).item(),
-    }
-
-
 def train(
     world: World,
     args: Args,
     out: str | Path,
     *,
     store: Store,
+    values: PPOAgent | None = None,
     resume: bool = False,
     show: bool = True,
 ) -> PPOAgent:
@@ -267,24 +166,28 @@ def train(
         args: the settings.
         out: a folder.
         store: the data that moments are from, encoded by the world's VAE.
-        resume: go on from what lies in `out`.
+        values: an agent of this kind to begin with. What follows is valued by it from first to
+            last: values that learn from deeper dreams would drift with what these have lost.
+        resume: go on from what lies in `out`; it needs no `values`.
         show: draw a progress line on stderr.
 
     Raises:
         AgentError: the world has no outcome heads or lacks a signal of `signal_weights`, or has
-            players; or there is nothing to resume.
+            players; `values` is another kind of agent or has other settings of what it sees, of
+            reward or discount; or there is nothing to resume.
         ConfigError: `mirror` names something else than the world's prompts, or one twice.
         DatasetError: the data has no moments, or too few.
     """
     check(world, args)
     out = Path(out)
-    description = describe(world, KIND, "dream") | {
-        "history": args.history,
-        "channels": list(args.channels),
-        "hidden": args.hidden,
-        "greedy": args.greedy,
-    }
-    training = FittedQ(description, args, world.device)
+    description = described(world, args)
+    if resume:
+        about = read_description(out)
+        description |= {VALUES: about[VALUES]} if VALUES in about else {}
+    elif values is not None:
+        check_values(values, description, args)
+        description[VALUES] = {key: values.description[key] for key in ("args", "trained")}
+    training = FittedQ(description, args, world.device, values=None if resume else values)
     training.counters = {"real_tics": tics_beyond(world, store)}
     if resume:
         training.resume(out)
@@ -293,10 +196,35 @@ def train(
     return PPOAgent.load(out, device=world.device)
 
 
+def described(world: World, args: Args) -> dict[str, Any]:
+    """What `agent.json` will hold, but for settings and numbers."""
+    return describe(world, KIND, "dream") | {
+        "history": args.history,
+        "channels": list(args.channels),
+        "hidden": args.hidden,
+        "greedy": args.greedy,
+    }
+
+
 def check(world: World, args: Args) -> None:
     """Raise `AgentError` or `ConfigError` unless the world has all that the settings name."""
     check_signals(world, args)
     exchanged(args.mirror, world.card["prompts"])
+
+
+def check_values(values: PPOAgent, description: dict[str, Any], args: Args) -> None:
+    """Raise `AgentError` unless this agent's values are in the units of such a training."""
+    told = values.description
+    if told.get("kind") != KIND:
+        raise AgentError(f"values of an agent of kind {told.get('kind')!r}: {KIND!r} is needed")
+    names = ("prompts", "latent_shape", "history", "channels", "hidden")
+    pairs = {name: (told[name], description[name]) for name in names}
+    own = json.loads(json.dumps(asdict(args)))
+    for name in ("reward", "signal_weights", "gamma"):
+        pairs[name] = (told["args"][name], own[name])
+    for name, (theirs, needed) in pairs.items():
+        if theirs != needed:
+            raise AgentError(f"values of an agent with {name} {theirs!r}, not {needed!r}")
 
 
 def tics_beyond(world: World, store: Store) -> int:
@@ -313,7 +241,7 @@ def _learn(training: FittedQ, world: World, store: Store, out: Path, *, show: bo
     full = full_reward(world, args)
     dreamer = Dreamer(
         world, store, partial(learned_from, args=args, full_reward=full), history=args.history,
-        steps=args.denoising_steps, temperature=args.temperature,
+        hold=args.hold, steps=args.denoising_steps, temperature=args.temperature,
     )  # fmt: skip
     columns = (BarColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
     with (
@@ -328,7 +256,7 @@ def _learn(training: FittedQ, world: World, store: Store, out: Path, *, show: bo
             earliest=args.earliest, workers=args.workers,
             say=lambda done: bar.update(task, completed=done, description=f"{done:,} moments"),
         )  # fmt: skip
-        training.steps = len(moments) * len(dreamer.prompts)
+        training.steps = moments.reward.numel()
         mirror = None
         if args.mirror:
             latents = mirrored_latents(world, store, bar.console)

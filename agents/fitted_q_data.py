@@ -1,7 +1,7 @@
 """Batches of dreamed moments, with the real chunks before them, for `agents/fitted_q.py`.
 
 Shape suffixes as in `agents/moments.py`; B moments of one update, C channels of a stack (m times
-channels of one chunk, c).
+those of one chunk, c).
 """
 
 from collections.abc import Mapping, Sequence
@@ -57,11 +57,11 @@ class Batch(NamedTuple):
     stack: Tensor
     """`[B, C, h, w]`, without noise"""
     following: Tensor
-    """`[B, A, c, h, w]`"""
+    """`[B, A, K c, h, w]`, the newest of them where more follow than are seen"""
     reward: Tensor
-    """`[B, A]`"""
+    """`[B, A]`, of all chunks that follow, discounted"""
     continues: Tensor
-    """`[B, A]`"""
+    """`[B, A]`, what 1 behind them is worth, discounted to the last of them"""
     in_mirror: Tensor | None = None
     """`[n, C, h, w]`, the first n stacks in a mirror"""
     action_A: Tensor | None = None
@@ -76,6 +76,16 @@ class Batch(NamedTuple):
             torch.cat([self.in_mirror, self.stack[n:]]),
             torch.cat([value_BA[:n, self.action_A], value_BA[n:]]),
         )
+
+
+def discounted(moments: Moments, gamma: float) -> tuple[Tensor, Tensor]:
+    """What all chunks give that follow, and what 1 behind them is worth at the last, `[N, A]`."""
+    reward_NA, alive_NA = torch.zeros(moments.reward.shape[:2]), torch.ones(1)
+    hold = moments.reward.shape[2]
+    for k in range(hold):
+        reward_NA = reward_NA + gamma**k * alive_NA * moments.reward[:, :, k]
+        alive_NA = alive_NA * moments.continues[:, :, k]
+    return reward_NA, gamma ** (hold - 1) * alive_NA
 
 
 class Data:
@@ -99,6 +109,7 @@ class Data:
         self.latents = torch.from_numpy(store.latents())
         self.mirror = mirror and Mirror(mirror.latents, mirror.action_A.to(device))
         self.before_m = torch.arange(-args.history, 0)
+        self.reward_NA, self.continues_NA = discounted(moments, args.gamma)
         episode = torch.searchsorted(torch.from_numpy(store.offsets), moments.row, right=True) - 1
         held_out = episode % _HELD_OUT == 0
         self.train = (~held_out).nonzero().squeeze(1)
@@ -128,11 +139,12 @@ class Data:
     def batch(self, index_B: Tensor) -> Batch:
         """The moments of these numbers, as they are."""
         moments, device = self.moments, self.device
+        following_BAkZPhw = moments.following[index_B, :, -len(self.before_m) :].to(device)
         return Batch(
             stack=self._stack(self.latents, index_B),
-            following=moments.following[index_B].to(device).float().transpose(2, 3).flatten(2, 3),
-            reward=moments.reward[index_B].to(device),
-            continues=moments.continues[index_B].to(device),
+            following=following_BAkZPhw.float().transpose(3, 4).flatten(2, 4),
+            reward=self.reward_NA[index_B].to(device),
+            continues=self.continues_NA[index_B].to(device),
         )
 
     def _stack(self, latents: Tensor, index_B: Tensor) -> Tensor:

@@ -1,13 +1,13 @@
 """Real moments, and what the dream says of every action in each: what `fitted_q.py` learns from.
 
-A moment is the end of a few real chunks. From it each action is dreamed one chunk ahead, all with
-the same noise, so that what differs between them is what they do; the world's heads say what each
-chunk is worth. A moment so teaches about every action, also those that nobody took there, and no
-dream lasts long enough to lose a fireball. Only the chunks that lead to a moment are real: whatever
-is learned from comes out of the world.
+A moment is the end of a few real chunks. From it each action is dreamed one chunk ahead, or held
+for a few, all with the same noise, so that what differs between them is what they do; the heads
+say what each chunk is worth. A moment so teaches about every action, also those that nobody took
+there, and no dream lasts long enough to lose a fireball. Only the chunks that lead to a moment are
+real: whatever is learned from comes out of the world.
 
-Shape suffixes: N moments, A actions, m chunks in view, S sequences, L chunks in one, G = S * L,
-Z latent channels, P latent frames of a chunk, h and w the latent grid.
+Shape suffixes: N moments, A actions, K chunks for which each is held, m chunks in view, S
+sequences, Z latent channels, P latent frames of a chunk, h and w the latent grid.
 """
 
 import signal
@@ -25,19 +25,17 @@ from torch import Tensor, multiprocessing
 
 from magi_world.checkpoints.tensors import read_tensors, write_tensors
 from magi_world.errors import AgentError, CheckpointError, DatasetError
-from magi_world.models.dit import CaptionKV, DiTOutput
 from magi_world.sampling.chunk import Chunk
-from magi_world.sampling.schedule import time_grid
+from magi_world.sampling.rollout import Rollout
 from magi_world.training.store import Store
-from magi_world.training.teacher_forcing import concatenate_captions, teacher_forced_inputs
 from magi_world.world import World
 
 _LENGTH = 16
 """most chunks of a sequence, the first of which are history only"""
 _TOGETHER = 8
-"""sequences in one forward"""
+"""sequences side by side"""
 _PART = 16
-"""forwards whose moments are one file"""
+"""times so many sequences whose moments are one file"""
 
 
 @dataclass(frozen=True)
@@ -47,11 +45,11 @@ class Moments:
     row: Tensor
     """int64 `[N]`, row of the store behind each moment: the chunks before it were seen"""
     following: Tensor
-    """float16 `[N, A, Z, P, h, w]`, the chunk that each action leads to"""
+    """float16 `[N, A, K, Z, P, h, w]`, the chunks that each action leads to"""
     reward: Tensor
-    """float32 `[N, A]`, what is learned from"""
+    """float32 `[N, A, K]`, what is learned from"""
     continues: Tensor
-    """float32 `[N, A]`, the share that goes on behind that chunk"""
+    """float32 `[N, A, K]`, the share that goes on behind each of these chunks"""
 
     def __len__(self) -> int:
         return len(self.row)
@@ -104,13 +102,17 @@ def sequences(
 
 
 class Dreamer:
-    """Dreams every action one chunk ahead of all moments of some sequences.
+    """Dreams every action ahead of all moments of some sequences.
+
+    A rollout follows the real chunks; at every moment it is forked into as many futures as there
+    are actions, all with the same noise.
 
     Args:
         world: a world with outcome heads.
         store: real data, encoded by the world's VAE.
         judge: says what is learned from the dreamed chunks.
         history: m, chunks that the agent sees.
+        hold: K, chunks for which each action is held.
         steps: denoising steps of a chunk; None is the world's own number.
         temperature: scale of the noise.
 
@@ -125,69 +127,50 @@ class Dreamer:
         judge: Judge,
         *,
         history: int,
+        hold: int = 1,
         steps: int | None = None,
         temperature: float = 1.0,
     ) -> None:
-        self.world, self.judge, self.history = world, judge, history
+        self.world, self.judge, self.history, self.hold = world, judge, history, hold
+        self.steps, self.temperature = steps, temperature
         self.length = sequence_length(store, history)
         self.latents = torch.from_numpy(store.latents())
         self.action = torch.from_numpy(store.action)
         self.prompts: list[str] = world.card["prompts"]
-        parts = [world.caption(prompt) for prompt in self.prompts]
-        self.captions: tuple[CaptionKV, list[int]] = (
-            concatenate_captions(parts),
-            [part[0][0].shape[0] for part in parts],
-        )
-        sampling = world.config.sampling
-        count = steps or sampling.num_steps
-        self.grid = time_grid(count, shift=sampling.shift, transform=sampling.transform)
-        self.temperature = temperature
 
     @torch.inference_mode()
     def dream(self, start_S: Tensor, generator: torch.Generator) -> Moments:
-        """All moments of the sequences that begin at these rows."""
-        world, A = self.world, len(self.prompts)
-        S, L = len(start_S), self.length
-        row_SL = start_S[:, None] + torch.arange(L)
-        row_G = row_SL.flatten()
-        real = self.latents[row_G].float().to(world.device)
-        noise = torch.randn(real.shape, generator=generator).to(world.device) * self.temperature
-        x = noise.repeat(A, 1, 1, 1, 1)
-        times = torch.ones(len(x), device=world.device)
-        for t, t_next in zip(self.grid[:-1], self.grid[1:], strict=True):
-            velocity = self._forward(row_G, (S, L), real, x, times * t).velocity
-            x = x + velocity[len(real) :] * (t_next - t)
-        clean_t = world.config.sampling.clean_t
-        hidden = self._forward(row_G, (S, L), real, x, times * clean_t).hidden[len(real) :]
-        keep_L = torch.arange(L) >= self.history
-        shape = (A, S, L)
-        kept, states = (
-            tensor.unflatten(0, shape)[:, :, keep_L].flatten(0, 2) for tensor in (x, hidden)
-        )
-        n = S * int(keep_L.sum())
-        asked = [prompt for prompt in self.prompts for _ in range(n)]
-        reward, continues = self.judge(world.judge(kept, states, asked))
-        return Moments(
-            row=row_SL[:, keep_L].flatten(),
-            following=kept.unflatten(0, (A, n)).transpose(0, 1).half().cpu(),
-            reward=reward.unflatten(0, (A, n)).T.float().cpu(),
-            continues=continues.unflatten(0, (A, n)).T.float().cpu(),
-        )
+        """All moments of the sequences that begin at these rows; their noise from `generator`."""
+        rollout = self.world.rollout(len(start_S), seeds=[0] * len(start_S))  # it draws nothing
+        for slot, row in enumerate(start_S.tolist()):
+            first = self.latents[row : row + 1].float()
+            rollout.reset([slot], latents=first, prompts=[self.prompts[self.action[row]]])
+        found: list[dict[str, Tensor]] = []
+        for at in range(1, self.length):
+            row_S = start_S + at
+            if at >= self.history:
+                found.append({"row": row_S} | self._futures(rollout, generator))
+            taken = [self.prompts[action] for action in self.action[row_S]]
+            rollout.observe(self.latents[row_S].float(), taken)
+        together = {name: torch.stack([one[name] for one in found], dim=1) for name in found[0]}
+        return Moments(**{name: tensor.flatten(0, 1) for name, tensor in together.items()})
 
-    def _forward(
-        self, row_G: Tensor, shape: tuple[int, int], real: Tensor, x: Tensor, t: Tensor
-    ) -> DiTOutput:
-        """One forward of the real chunks and, for every action, of those dreamed in their place."""
-        world, A, G = self.world, len(self.prompts), len(row_G)
-        taken_G = self.action[row_G]
-        choice = torch.cat([taken_G, torch.arange(A).repeat_interleave(G)])
-        clean_t = torch.full((G,), world.config.sampling.clean_t, device=world.device)
-        inputs = teacher_forced_inputs(
-            world, shape, clean=(real, clean_t), noisy=(x, t), captions=self.captions,
-            choice_G=choice, dropped_G=torch.zeros(G, dtype=torch.bool, device=world.device),
+    def _futures(self, rollout: Rollout, generator: torch.Generator) -> dict[str, Tensor]:
+        """What every action leads to from the present of a rollout, but for the `row`."""
+        S, A = rollout.batch_size, len(self.prompts)
+        seed_S = torch.randint(2**62, (S,), generator=generator)
+        fork = rollout.fork(
+            [slot for slot in range(S) for _ in range(A)], seed_S.repeat_interleave(A).tolist(),
+            steps=self.steps, temperature=self.temperature,
         )  # fmt: skip
-        output: DiTOutput = world.dit(inputs)
-        return output
+        chunks = [fork.step(self.prompts * S) for _ in range(self.hold)]
+        judged = [self.judge(chunk) for chunk in chunks]
+        per_chunk = {
+            "following": torch.stack([chunk.latents.half() for chunk in chunks], dim=1),
+            "reward": torch.stack([reward for reward, _ in judged], dim=1).float(),
+            "continues": torch.stack([continues for _, continues in judged], dim=1).float(),
+        }
+        return {name: tensor.unflatten(0, (S, A)).cpu() for name, tensor in per_chunk.items()}
 
 
 def dream_moments(

@@ -1,8 +1,8 @@
 """One file holds the settings with which the agents of a world are trained.
 
 It has a section for each kind of training: `ppo` (in the dream), `ppo-real` (in the real game),
-`fitted-q`, `selfplay` (of all players) and `linear` (all in the dream); what it does not name has
-the default of the training's own `Args`.
+`fitted-q`, `fitted-q-held` (by the values of an agent of the former), `selfplay` (of all players)
+and `linear` (all in the dream); what it does not name has the default of the training's `Args`.
 """
 
 import tomllib
@@ -19,6 +19,7 @@ SECTIONS: dict[str, type] = {
     "ppo": ppo.Args,
     "ppo-real": ppo.Args,
     fitted_q.KIND: fitted_q.Args,
+    fitted_q.HELD: fitted_q.Args,
     "selfplay": ppo.Args,
     "linear": linear_training.Args,
 }

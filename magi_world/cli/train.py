@@ -14,6 +14,8 @@ from magi_world.cli.worlds import AsJson, Device, DType
 from magi_world.errors import AgentError
 
 if TYPE_CHECKING:
+    from magi_world.agents.fitted_q import Args as FittedQArgs
+    from magi_world.agents.ppo_agent import PPOAgent
     from magi_world.training.store import Store
     from magi_world.world import World as LoadedWorld
 
@@ -250,6 +252,13 @@ def train_agent(
             "read and encoded into OUT; again for more."
         ),
     ] = None,
+    values: Annotated[
+        Path | None,
+        typer.Option(
+            help="With --kind fitted-q: folder of such an agent to begin with, by whose values it "
+            "learns; the recipe's section is fitted-q-held."
+        ),
+    ] = None,
     clips: Annotated[
         int, typer.Option(min=1, help="Clips for --starts-from; some 0.5 MB of memory each.")
     ] = 4000,
@@ -296,6 +305,10 @@ def train_agent(
         raise typer.BadParameter(
             "goes with --kind fitted-q, without --starts-from", param_hint="'--data'"
         )
+    if values is not None and (kind is not Kind.FITTED_Q or resume):
+        raise typer.BadParameter(
+            "goes with --kind fitted-q, when it begins", param_hint="'--values'"
+        )
     read_before = resume and (out / "store").exists()
     if kind is Kind.FITTED_Q and not (data or starts_from or read_before):
         raise typer.BadParameter(
@@ -320,6 +333,7 @@ def train_agent(
         settings = resumed_settings(out, selfplay.KIND if self_play else kind.value) | settings
     else:
         section = "ppo-real" if real else selfplay.KIND if self_play else kind.value
+        section = fitted_q.HELD if values is not None else section
         of_world = loaded.name if loaded.name.replace("-", "_") in available() else None
         if (named := recipe or of_world) is not None:
             settings = recipe_settings(named, section) | settings
@@ -341,8 +355,9 @@ def train_agent(
     elif kind is Kind.FITTED_Q:
         checked = fitted_q.Args(**settings)
         fitted_q.check(loaded, checked)  # before an hour of data is read
+        valued_by = None if values is None else _values_of(loaded, values, checked)
         store = _moments_of(loaded, data, starts_from, out)
-        fitted_q.train(loaded, checked, out, store=store, resume=resume)
+        fitted_q.train(loaded, checked, out, store=store, values=valued_by, resume=resume)
     else:
         linear_training.train(loaded, linear_training.Args(**settings), out, resume=resume)
     summary = json.loads((out / "agent.json").read_text(encoding="utf-8"))
@@ -351,6 +366,17 @@ def train_agent(
         emit_json(shown)
     else:
         emit_pairs(shown)
+
+
+def _values_of(world: "LoadedWorld", folder: Path, args: "FittedQArgs") -> "PPOAgent":
+    """The agent whose values a training is to learn by, checked before data is read."""
+    from magi_world.agents import fitted_q
+    from magi_world.agents.ppo_agent import PPOAgent
+
+    agent = PPOAgent.load(folder, device=world.device)
+    agent.check_fits(world)
+    fitted_q.check_values(agent, fitted_q.described(world, args), args)
+    return agent
 
 
 def _moments_of(

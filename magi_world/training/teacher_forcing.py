@@ -86,8 +86,7 @@ def teacher_forced_inputs(
         clean: the clean copies `[G, C, P, h, w]` and their times `[G]`.
         noisy: the noisy copies `[R * G, C, P, h, w]` and their times `[R * G]`.
         captions: packed captions and the tokens of each.
-        choice_G: index of each chunk's caption `[G]`, or of each copy's `[(1 + R) * G]`, the clean
-            ones first.
+        choice_G: index of each chunk's caption.
         dropped_G: booleans, the chunk has no prompt.
         kv_range: chunks, itself included, that a chunk may see; the world's own by default.
     """
@@ -96,7 +95,6 @@ def teacher_forced_inputs(
     n, width = config.tokens_per_chunk, config.sampling.chunk_width
     x = torch.cat([clean[0], noisy[0]])
     copies = noisy[0].shape[0] // clean[0].shape[0]
-    choices = choice_G if len(choice_G) == len(x) else choice_G.repeat(1 + copies)
     first = (torch.arange(L) * width).repeat((1 + copies) * S)
     previous = None
     if world.dit.config.previous_chunk:
@@ -110,7 +108,7 @@ def teacher_forced_inputs(
         rotary=world.dit.rotary(first, (width, x.shape[3], x.shape[4])),
         caption=captions[0],
         attend=teacher_forcing_slices(S, L, kv_range or config.sampling.kv_range, n, copies),
-        cross=caption_slices(choices.tolist(), captions[1], n),
+        cross=caption_slices(choice_G.repeat(1 + copies).tolist(), captions[1], n),
         previous=previous,
     )
 

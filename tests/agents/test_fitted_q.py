@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from magi_world.agents.files import describe
-from magi_world.agents.fitted_q import (
-    KIND,
-    Args,
+from magi_world.agents.fitted_q import KIND, Args
+from magi_world.agents.fitted_q_data import Data, Mirror, discounted, exchanged
+from magi_world.agents.fitted_q_learning import (
     FittedQ,
     action_values,
     measure,
@@ -19,7 +19,6 @@ from magi_world.agents.fitted_q import (
     update,
     worth,
 )
-from magi_world.agents.fitted_q_data import Data, Mirror, exchanged
 from magi_world.agents.guide import Guide
 from magi_world.agents.moments import Moments
 from magi_world.errors import ConfigError, DatasetError
@@ -61,8 +60,8 @@ def door(count: int = 400) -> tuple[Moments, Chunks]:
     following[now == OPEN, PASSES] = BEHIND
     passed = following == BEHIND
     moments = Moments(
-        row=row, following=picture(following).half(), reward=passed.float(),
-        continues=(~passed).float(),
+        row=row, following=picture(following)[:, :, None].half(), reward=passed[:, :, None].float(),
+        continues=(~passed)[:, :, None].float(),
     )  # fmt: skip
     return moments, Chunks(state_M)
 
@@ -156,8 +155,8 @@ def test_what_is_seen_in_a_mirror_is_learned_too() -> None:
     row = torch.arange(1, 300)
     reward = torch.tensor([0.0, 1.0, -1.0]).expand(len(row), 3)  # to the light, away from it
     moments = Moments(
-        row=row, following=on_the_left[1:, None].expand(-1, 3, -1, -1, -1, -1).half(),
-        reward=reward, continues=torch.zeros_like(reward),
+        row=row, following=on_the_left[1:, None, None].expand(-1, 3, 1, -1, -1, -1, -1).half(),
+        reward=reward[:, :, None], continues=torch.zeros(len(row), 3, 1),
     )  # fmt: skip
     action_A = exchanged({"left": "right"}, ["wait", "left", "right"])
     mirror = Mirror(on_the_right.half().numpy(), action_A)
@@ -181,6 +180,36 @@ def test_mirrors_exchange_prompts_of_the_world() -> None:
         exchanged({"up": "down"}, prompts)
     with pytest.raises(ConfigError, match="'up' or 'left' with two"):
         exchanged({"left": "right", "up": "left"}, prompts)
+
+
+def test_what_follows_is_discounted_chunk_by_chunk() -> None:
+    reward = torch.tensor([[[1.0, 2.0, 4.0]]])
+    continues = torch.tensor([[[1.0, 0.5, 0.5]]])
+    moments = Moments(torch.zeros(1), torch.zeros(1, 1, 3, *SHAPE), reward, continues)
+    reward_NA, continues_NA = discounted(moments, 0.9)
+    assert reward_NA.item() == pytest.approx(1 + 0.9 * 2 + 0.81 * 0.5 * 4)
+    assert 0.9 * continues_NA.item() == pytest.approx(0.9**3 * 0.25)
+
+
+@pytest.mark.parametrize("hold", [1, 2, 3])
+def test_stacks_end_with_what_was_dreamed(hold: int) -> None:
+    """With two chunks in view: the newest one dreamed and what came before it."""
+    learner = training(hold=hold)
+    moments, chunks = door(60)
+    following = torch.randn(len(moments), 3, hold, *SHAPE)
+    rest = torch.rand(2, len(moments), 3, hold)
+    moments = Moments(moments.row, following.half(), rest[0], rest[1])
+    data = Data(moments, chunks, learner.args, torch.device("cpu"))  # type: ignore[arg-type]
+    index_B = torch.arange(16)
+    real_BZPhw = torch.from_numpy(chunks.latents())[moments.row[index_B] - 1].float()
+    real_BAkZPhw = real_BZPhw[:, None, None].expand(-1, 3, 1, -1, -1, -1, -1)
+    seen = torch.cat([real_BAkZPhw, following[:16].half().float()], dim=2)[:, :, -2:]
+    network = learner.network
+    hidden = network.body(seen.transpose(3, 4).flatten(2, 4).flatten(0, 1))
+    best_BA = action_values(network, hidden).amax(1).unflatten(0, (16, 3))
+    reward_NA, continues_NA = discounted(moments, 0.9)
+    expected = reward_NA[:16] + 0.9 * continues_NA[:16] * best_BA
+    assert torch.allclose(targets(network, data.batch(index_B), 0.9), expected, atol=1e-5)
 
 
 def test_its_value_is_that_of_the_best_action(tiny_world: World) -> None:

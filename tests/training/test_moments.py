@@ -15,6 +15,7 @@ from magi_world import agents
 from magi_world.agents import moments as module
 from magi_world.agents.fitted_q import KIND, Args, train
 from magi_world.agents.moments import Dreamer, dream_moments, sequence_length, sequences
+from magi_world.checkpoints.tensors import read_tensors
 from magi_world.cli import main
 from magi_world.errors import AgentError, ConfigError, DatasetError
 from magi_world.sampling.chunk import Chunk
@@ -22,7 +23,10 @@ from magi_world.training.bank import encoded_store
 from magi_world.training.encoding import mirrored_latents
 from magi_world.training.prepare import tics_by_source
 from magi_world.training.store import Store
-from magi_world.training.teacher_forcing import generate_one_step_ahead
+from magi_world.training.teacher_forcing import (
+    concatenate_captions,
+    generate_one_step_ahead,
+)
 from magi_world.world import World, load
 from tests.training.toy import record
 
@@ -82,29 +86,52 @@ def test_an_action_that_was_taken_leads_where_it_would_one_step_ahead(
     world: World, store: Store
 ) -> None:
     """Every action has its prompt, and the moments have the history that the game had."""
-    one = dreamer(world, store)
+    one = dreamer(world, store, temperature=0.0)
     start_S = sequences(store, one.length, HISTORY, torch.Generator())[:2]
-    found = one.dream(start_S, torch.Generator().manual_seed(5))
-    assert found.following.shape[:2] == (2 * (one.length - HISTORY), 3)
+    found = one.dream(start_S, torch.Generator())
+    assert found.following.shape[:3] == (2 * (one.length - HISTORY), 3, 1)
+    assert found.row.tolist() == [
+        start + at for start in start_S.tolist() for at in range(HISTORY, one.length)
+    ]
     row_G = (start_S[:, None] + torch.arange(one.length)).flatten()
     real = torch.from_numpy(store.latents())[row_G].float()
-    action_G = torch.from_numpy(store.action)[row_G]
+    captions = [world.caption(prompt) for prompt in one.prompts]
     with torch.inference_mode():
         x = generate_one_step_ahead(
-            world, (2, one.length), real,
-            torch.randn(real.shape, generator=torch.Generator().manual_seed(5)),
-            captions=one.captions, choice_G=action_G,
+            world, (2, one.length), real, torch.zeros_like(real),
+            captions=(concatenate_captions(captions), [c[0][0].shape[0] for c in captions]),
+            choice_G=torch.from_numpy(store.action)[row_G],
             dropped_G=torch.zeros(len(row_G), dtype=torch.bool),
         )  # fmt: skip
     at = {int(row): i for i, row in enumerate(row_G)}
     for i, row in enumerate(found.row.tolist()):
-        taken = int(store.action[row])
-        assert torch.allclose(found.following[i, taken].float(), x[at[row]], atol=2e-2, rtol=2e-3)
-    apart = (found.following[:, 1] - found.following[:, 2]).abs().amax((1, 2, 3, 4))
+        dreamed = found.following[i, int(store.action[row]), 0].float()
+        assert torch.allclose(dreamed, x[at[row]], atol=2e-2, rtol=2e-3)
+    apart = (found.following[:, 1] - found.following[:, 2]).abs().amax((1, 2, 3, 4, 5))
     assert (apart > 0).any()  # prompts matter at all
     low, high = world.card["reward_range"]
     assert ((found.reward >= low) & (found.reward <= high)).all()
     assert ((found.continues >= 0) & (found.continues <= 1)).all()
+
+
+def test_a_held_action_is_dreamed_on(world: World, store: Store) -> None:
+    one, held = (dreamer(world, store, temperature=0.0, hold=hold) for hold in (1, 3))
+    start_S = sequences(store, one.length, HISTORY, torch.Generator())[:2]
+    short, long = one.dream(start_S, torch.Generator()), held.dream(start_S, torch.Generator())
+    assert long.following.shape[2] == long.reward.shape[2] == long.continues.shape[2] == 3
+    assert torch.equal(long.following[:, :, :1], short.following)
+    start = int(start_S[1])
+    rollout = world.rollout(1, seeds=[0], temperature=0.0)
+    rollout.reset(
+        latents=store.latents()[start : start + HISTORY].astype(np.float32),
+        prompts=[one.prompts[action] for action in store.action[start : start + HISTORY]],
+    )
+    for k in range(3):
+        chunk = rollout.step([one.prompts[2]])
+        found = long.following[one.length - HISTORY, 2, k]
+        assert torch.allclose(found.float(), chunk.latents[0], atol=2e-2, rtol=2e-3)
+        reward = long.reward[one.length - HISTORY, 2, k].item()
+        assert reward == pytest.approx(chunk.reward.item(), abs=1e-4)
 
 
 def test_no_noise_is_one_future(world: World, store: Store) -> None:
@@ -199,6 +226,49 @@ def test_training_leaves_an_agent_that_can_go_on(
         bad = Args(**SMALL | {"signal_weights": {"fame": 1.0}})
         train(world, bad, tmp_path / "three", store=store, show=False)
     assert not (tmp_path / "three").exists()
+
+
+def test_an_agent_learns_by_the_values_of_another(
+    world: World, store: Store, tmp_path: Path, trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = train(world, Args(**SMALL), tmp_path / "first", store=store, show=False)
+    held = Args(**SMALL | {"hold": 2, "updates": 4})
+    train(world, held, tmp_path / "held", store=store, values=first, show=False)
+    told = json.loads((tmp_path / "held" / "agent.json").read_text())
+    assert told["values_of"] == {key: first.description[key] for key in ("args", "trained")}
+    assert told["trained"]["steps"] == 2 * first.description["trained"]["steps"]
+
+    def part(name: str, folder: str) -> dict[str, torch.Tensor]:
+        tensors = read_tensors(tmp_path / folder / "training.safetensors")
+        return {k[len(name) + 1 :]: v for k, v in tensors.items() if k.startswith(name + ".")}
+
+    kept, before = part("target", "held"), part("average", "first")
+    for key in before:
+        assert torch.allclose(kept[key], before[key], atol=2e-3), key  # saved in 16 bits
+    learned = part("network", "held")
+    assert any(not torch.equal(learned[key], kept[key]) for key in kept)
+
+    longer = dataclasses.replace(held, updates=6)
+    train(world, longer, tmp_path / "held", store=store, resume=True, show=False)
+    again = json.loads((tmp_path / "held" / "agent.json").read_text())
+    assert again["trained"]["updates"] == 6 and again["values_of"] == told["values_of"]
+    assert all(torch.equal(part("target", "held")[key], kept[key]) for key in kept)
+
+    other = dataclasses.replace(held, gamma=0.5)
+    with pytest.raises(AgentError, match=r"values of an agent with gamma 0.95, not 0.5"):
+        train(world, other, tmp_path / "no", store=store, values=first, show=False)
+    assert not (tmp_path / "no").exists()
+    words = ["train-agent", "--world", str(trained / "world"), "--starts-from", str(trained)]
+    words += ["--kind", "fitted-q", "--values", str(tmp_path / "first"), "--json"]
+    settings = {k: v for k, v in SMALL.items() if k not in ("channels", "signal_weights")}
+    sets = [f"--set={k}={v}" for k, v in (settings | {"hold": 2, "updates": 2}).items()]
+    sets += ["--set=channels=[4,4]", '--set=signal_weights={"damage": -1.0}']
+    assert main([*words, *sets, "--out", str(tmp_path / "told")]) == 0
+    assert json.loads(capsys.readouterr().out)["updates"] == 2
+    assert main([*words, *sets, "--set=hidden=16", "--out", str(tmp_path / "no")]) == 2
+    assert "values of an agent with hidden 8, not 16" in capsys.readouterr().err
+    assert main([*words, "--resume", "--out", str(tmp_path / "told")]) == 2
+    assert "when it begins" in capsys.readouterr().err
 
 
 def test_a_mirror_shows_the_frames_of_the_data(world: World, store: Store, tmp_path: Path) -> None:
