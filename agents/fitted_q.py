@@ -42,6 +42,9 @@ from magi_world.world import World
 KIND = "fitted-q"
 HELD = "fitted-q-held"
 """section of a recipe: settings for an agent that learns by another's values"""
+DATA = "data"
+"""in an agent's description: tics of the real game in datasets that its world did not learn from,
+those of the agent by whose values it learned among them"""
 _MEASURED = 500
 """updates between two measurements"""
 
@@ -183,12 +186,16 @@ def train(
     description = described(world, args)
     if resume:
         about = read_description(out)
-        description |= {VALUES: about[VALUES]} if VALUES in about else {}
-    elif values is not None:
-        check_values(values, description, args)
-        description[VALUES] = {key: values.description[key] for key in ("args", "trained")}
+        description |= {key: about[key] for key in (VALUES, DATA) if key in about}
+    else:
+        description[DATA] = tics_beyond(world, store)
+        if values is not None:
+            check_values(values, description, args)
+            told = values.description
+            description[VALUES] = {key: told[key] for key in ("args", "trained")}
+            description[DATA] |= told.get(DATA, {})
     training = FittedQ(description, args, world.device, values=None if resume else values)
-    training.counters = {"real_tics": tics_beyond(world, store)}
+    training.counters = {"real_tics": sum(description.get(DATA, {}).values())}
     if resume:
         training.resume(out)
     if training.progress < 1.0:
@@ -227,10 +234,10 @@ def check_values(values: PPOAgent, description: dict[str, Any], args: Args) -> N
             raise AgentError(f"values of an agent with {name} {theirs!r}, not {needed!r}")
 
 
-def tics_beyond(world: World, store: Store) -> int:
-    """Tics of the real game in data that the world did not learn from, by the datasets' names."""
+def tics_beyond(world: World, store: Store) -> dict[str, int]:
+    """Tics of the real game in every dataset, by its name, that the world did not learn from."""
     known = world.card.get("data", {}).get("datasets", {})
-    return sum(tics for name, tics in tics_by_source(store).items() if name not in known)
+    return {name: tics for name, tics in tics_by_source(store).items() if name not in known}
 
 
 def _learn(training: FittedQ, world: World, store: Store, out: Path, *, show: bool) -> None:
@@ -256,7 +263,8 @@ def _learn(training: FittedQ, world: World, store: Store, out: Path, *, show: bo
             earliest=args.earliest, workers=args.workers,
             say=lambda done: bar.update(task, completed=done, description=f"{done:,} moments"),
         )  # fmt: skip
-        training.steps = moments.reward.numel()
+        before = training.description.get(VALUES, {"trained": {"steps": 0}})
+        training.steps = moments.reward.numel() + before["trained"]["steps"]
         mirror = None
         if args.mirror:
             latents = mirrored_latents(world, store, bar.console)

@@ -236,7 +236,7 @@ def test_an_agent_learns_by_the_values_of_another(
     train(world, held, tmp_path / "held", store=store, values=first, show=False)
     told = json.loads((tmp_path / "held" / "agent.json").read_text())
     assert told["values_of"] == {key: first.description[key] for key in ("args", "trained")}
-    assert told["trained"]["steps"] == 2 * first.description["trained"]["steps"]
+    assert told["trained"]["steps"] == 3 * first.description["trained"]["steps"]  # both together
 
     def part(name: str, folder: str) -> dict[str, torch.Tensor]:
         tensors = read_tensors(tmp_path / folder / "training.safetensors")
@@ -317,6 +317,11 @@ def test_data_can_be_other_than_the_worlds(
     assert told["real_tics"] == sum(tics_by_source(both).values()) - int(
         encoded_store(trained).valid.sum()
     )
+    said = json.loads((out / "agent.json").read_text())
+    assert said["data"] == {"toy-other-v0": told["real_tics"]}
+    held, values = tmp_path / "held", ["--values", str(out), "--set=hold=2"]
+    assert main([*words, "--out", str(held), "--data", str(data), *values]) == 0
+    assert json.loads(capsys.readouterr().out)["real_tics"] == told["real_tics"]
     # the latents are those that the world's training saw, but for its weights' bfloat16
     first = encoded_store(trained).latents().astype(np.float32)
     assert np.allclose(both.latents()[: len(first)], first, atol=0.05)
