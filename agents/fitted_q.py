@@ -57,7 +57,7 @@ class Args:
     """seeds the weights, the order of moments and the noise of their dreams"""
     moments: int = 100_000
     """real moments from which every action is dreamed, again with other noise where the data has
-    fewer; they are kept in the agent's folder, for Doom some 6 kB each"""
+    fewer; they are kept in the agent's folder, for Doom some 6 kB each and chunk held"""
     workers: int = 1
     """processes that dream moments side by side, each with its share of the threads"""
     hold: int = 1
