@@ -51,6 +51,8 @@ def parse_settings(words: list[str], args: type) -> dict[str, Any]:
             values[name] = None
             continue
         default = defaults[name].default
+        if defaults[name].default_factory is dict and not isinstance(value, dict):
+            raise ConfigError(f"--set {word!r}: {name} is a JSON object, such as {{}}")
         if isinstance(default, tuple) and isinstance(value, list):
             value = tuple(value)
         if isinstance(default, float) and type(value) is int:
