@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from magi_world import agents
 from magi_world.agents import moments as module
 from magi_world.agents.fitted_q import KIND, Args, train
 from magi_world.agents.moments import Dreamer, dream_moments, sequence_length, sequences
+from magi_world.agents.ppo_actor import learned_from
 from magi_world.checkpoints.tensors import read_tensors
 from magi_world.cli import main
 from magi_world.errors import AgentError, ConfigError, DatasetError
@@ -176,7 +178,8 @@ def test_workers_dream_the_same(
 ) -> None:
     monkeypatch.setattr(module, "_PART", 1)
     monkeypatch.setattr(module, "_TOGETHER", 2)
-    one = dreamer(world, store)
+    importable = partial(learned_from, args=Args(**SMALL), full_reward=1.0)  # this file may not be
+    one = Dreamer(world, store, importable, history=HISTORY)
     alone = dream_moments(one, store, tmp_path / "alone", count=40, seed=3)
     shared = dream_moments(one, store, tmp_path / "shared", count=40, seed=3, workers=2)
     for name, value in vars(alone).items():
