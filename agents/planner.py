@@ -196,18 +196,17 @@ class Planner:
         expected = (self._rows, *self.world.config.latent_shape)
         if tuple(latents.shape) != expected:
             raise AgentError(f"latents of shape {tuple(latents.shape)}, expected {expected}")
-        live, latents = self._live, latents[self._live]
+        live = self._live
         if not live:
             return self._last.copy()
         if self._rollout is None:
             self._rollout = self.world.rollout(self._rows, seeds=[0] * self._rows)  # draws nothing
-            for row, seen in zip(live, latents, strict=True):
+            for row, seen in enumerate(latents):
                 self._rollout.reset([row], latents=seen[None], prompts=self.prompts[:1])
-        else:
-            taken = [self.prompts[action] for action in self._last[live]]
-            self._rollout.observe(latents, taken, live)
+        else:  # all rows at once, those that have ended too: one forward at a fixed width
+            self._rollout.observe(latents, [self.prompts[action] for action in self._last])
         if self.guide is not None:
-            known, latents = self._memory, latents.to(self.world.device)
+            known, latents = self._memory, latents[live].to(self.world.device)
             memory = self.guide.start(latents) if known is None else self.guide.see(known, latents)
             self._memory = memory
         self._last[live] = self.plan(self._rollout, live, memory=self._memory).actions
