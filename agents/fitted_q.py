@@ -22,29 +22,35 @@ import time
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from magi_world.agents.files import describe, read_description
+from magi_world.agents.files import read_description
 from magi_world.agents.fitted_q_data import Data, Mirror, exchanged
+from magi_world.agents.fitted_q_files import (
+    DATA,
+    DRAWN_FROM,
+    MOMENTS,
+    check_moments,
+    check_values,
+    described,
+    drawn_from,
+    take_moments,
+    tics_beyond,
+)
 from magi_world.agents.fitted_q_learning import VALUES, FittedQ, measure, update
 from magi_world.agents.moments import Dreamer, dream_moments
 from magi_world.agents.ppo_actor import check_signals, full_reward, learned_from
 from magi_world.agents.ppo_agent import PPOAgent
-from magi_world.errors import AgentError, ConfigError
+from magi_world.errors import ConfigError
 from magi_world.training.encoding import mirrored_latents
-from magi_world.training.prepare import tics_by_source
 from magi_world.training.store import Store
 from magi_world.world import World
 
-KIND = "fitted-q"
 HELD = "fitted-q-held"
 """section of a recipe: settings for an agent that learns by another's values"""
-DATA = "data"
-"""in an agent's description: tics of the real game in datasets that its world did not learn from,
-those of the agent by whose values it learned among them"""
 _MEASURED = 500
 """updates between two measurements"""
 
@@ -154,6 +160,7 @@ def train(
     *,
     store: Store,
     values: PPOAgent | None = None,
+    moments: Path | None = None,
     resume: bool = False,
     show: bool = True,
 ) -> PPOAgent:
@@ -171,19 +178,22 @@ def train(
         store: the data that moments are from, encoded by the world's VAE.
         values: an agent of this kind to begin with. What follows is valued by it from first to
             last: values that learn from deeper dreams would drift with what these have lost.
-        resume: go on from what lies in `out`; it needs no `values`.
+        moments: folder of such an agent whose dreamed moments are taken, as far as they go, in
+            place of new ones: other seeds and settings of learning cost no dreams then.
+        resume: go on from what lies in `out`; it needs no `values` and no `moments`.
         show: draw a progress line on stderr.
 
     Raises:
         AgentError: the world has no outcome heads or lacks a signal of `signal_weights`, or has
             players; `values` is another kind of agent or has other settings of what it sees, of
-            reward or discount; or there is nothing to resume.
+            reward or discount; `moments` were dreamed in another world, from other data or by
+            other settings, or are gone; or there is nothing to resume, or of other data.
         ConfigError: `mirror` names something else than the world's prompts, or one twice.
         DatasetError: the data has no moments, or too few.
     """
     check(world, args)
     out = Path(out)
-    description = described(world, args)
+    description = described(world, args) | {DRAWN_FROM: drawn_from(store)}
     if resume:
         about = read_description(out)
         description |= {key: about[key] for key in (VALUES, DATA) if key in about}
@@ -194,6 +204,9 @@ def train(
             told = values.description
             description[VALUES] = {key: told[key] for key in ("args", "trained")}
             description[DATA] |= told.get(DATA, {})
+        if moments is not None:
+            check_moments(moments, description, args)
+            take_moments(moments, out)
     training = FittedQ(description, args, world.device, values=None if resume else values)
     training.counters = {"real_tics": sum(description.get(DATA, {}).values())}
     if resume:
@@ -203,41 +216,10 @@ def train(
     return PPOAgent.load(out, device=world.device)
 
 
-def described(world: World, args: Args) -> dict[str, Any]:
-    """What `agent.json` will hold, but for settings and numbers."""
-    return describe(world, KIND, "dream") | {
-        "history": args.history,
-        "channels": list(args.channels),
-        "hidden": args.hidden,
-        "greedy": args.greedy,
-    }
-
-
 def check(world: World, args: Args) -> None:
     """Raise `AgentError` or `ConfigError` unless the world has all that the settings name."""
     check_signals(world, args)
     exchanged(args.mirror, world.card["prompts"])
-
-
-def check_values(values: PPOAgent, description: dict[str, Any], args: Args) -> None:
-    """Raise `AgentError` unless this agent's values are in the units of such a training."""
-    told = values.description
-    if told.get("kind") != KIND:
-        raise AgentError(f"values of an agent of kind {told.get('kind')!r}: {KIND!r} is needed")
-    names = ("prompts", "latent_shape", "history", "channels", "hidden")
-    pairs = {name: (told[name], description[name]) for name in names}
-    own = json.loads(json.dumps(asdict(args)))
-    for name in ("reward", "signal_weights", "gamma"):
-        pairs[name] = (told["args"][name], own[name])
-    for name, (theirs, needed) in pairs.items():
-        if theirs != needed:
-            raise AgentError(f"values of an agent with {name} {theirs!r}, not {needed!r}")
-
-
-def tics_beyond(world: World, store: Store) -> dict[str, int]:
-    """Tics of the real game in every dataset, by its name, that the world did not learn from."""
-    known = world.card.get("data", {}).get("datasets", {})
-    return {name: tics for name, tics in tics_by_source(store).items() if name not in known}
 
 
 def _learn(training: FittedQ, world: World, store: Store, out: Path, *, show: bool) -> None:
@@ -259,7 +241,7 @@ def _learn(training: FittedQ, world: World, store: Store, out: Path, *, show: bo
         task = bar.add_task("first moments", total=float(args.moments))
         training.save(out)  # what a training that is stopped while it dreams goes on from
         moments = dream_moments(
-            dreamer, store, out / "moments", count=args.moments, seed=args.seed,
+            dreamer, store, out / MOMENTS, count=args.moments, seed=args.seed,
             earliest=args.earliest, workers=args.workers,
             say=lambda done: bar.update(task, completed=done, description=f"{done:,} moments"),
         )  # fmt: skip

@@ -13,12 +13,13 @@ from types import UnionType
 from typing import Any, Literal, get_args, get_origin
 
 from magi_world.agents import fitted_q, linear_training, ppo
+from magi_world.agents.fitted_q_files import KIND
 from magi_world.errors import RecipeError
 
 SECTIONS: dict[str, type] = {
     "ppo": ppo.Args,
     "ppo-real": ppo.Args,
-    fitted_q.KIND: fitted_q.Args,
+    KIND: fitted_q.Args,
     fitted_q.HELD: fitted_q.Args,
     "selfplay": ppo.Args,
     "linear": linear_training.Args,

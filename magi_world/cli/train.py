@@ -259,6 +259,13 @@ def train_agent(
             "learns; the recipe's section is fitted-q-held."
         ),
     ] = None,
+    moments: Annotated[
+        Path | None,
+        typer.Option(
+            help="With --kind fitted-q: folder of such an agent whose dreamed moments are taken in "
+            "place of new ones; it learned from the same data, so --starts-from can name it too."
+        ),
+    ] = None,
     clips: Annotated[
         int, typer.Option(min=1, help="Clips for --starts-from; some 0.5 MB of memory each.")
     ] = 4000,
@@ -287,6 +294,7 @@ def train_agent(
     """
     from magi_world.agents import fitted_q, linear_training, ppo, selfplay
     from magi_world.agents.checkpoint import resumed_settings
+    from magi_world.agents.fitted_q_files import check_moments, described
     from magi_world.agents.ppo_real import REAL_SETTINGS
     from magi_world.agents.recipe import available, recipe_settings
     from magi_world.cli.games import real_game
@@ -305,10 +313,9 @@ def train_agent(
         raise typer.BadParameter(
             "goes with --kind fitted-q, without --starts-from", param_hint="'--data'"
         )
-    if values is not None and (kind is not Kind.FITTED_Q or resume):
-        raise typer.BadParameter(
-            "goes with --kind fitted-q, when it begins", param_hint="'--values'"
-        )
+    for name, folder in (("'--values'", values), ("'--moments'", moments)):
+        if folder is not None and (kind is not Kind.FITTED_Q or resume):
+            raise typer.BadParameter("goes with --kind fitted-q, when it begins", param_hint=name)
     read_before = resume and (out / "store").exists()
     if kind is Kind.FITTED_Q and not (data or starts_from or read_before):
         raise typer.BadParameter(
@@ -356,8 +363,12 @@ def train_agent(
         checked = fitted_q.Args(**settings)
         fitted_q.check(loaded, checked)  # before an hour of data is read
         valued_by = None if values is None else _values_of(loaded, values, checked)
-        store = _moments_of(loaded, data, starts_from, out)
-        fitted_q.train(loaded, checked, out, store=store, values=valued_by, resume=resume)
+        if moments is not None:
+            check_moments(moments, described(loaded, checked), checked)
+        store = _data_of(loaded, data, starts_from, out)
+        fitted_q.train(
+            loaded, checked, out, store=store, values=valued_by, moments=moments, resume=resume
+        )
     else:
         linear_training.train(loaded, linear_training.Args(**settings), out, resume=resume)
     summary = json.loads((out / "agent.json").read_text(encoding="utf-8"))
@@ -370,18 +381,16 @@ def train_agent(
 
 def _values_of(world: "LoadedWorld", folder: Path, args: "FittedQArgs") -> "PPOAgent":
     """The agent whose values a training is to learn by, checked before data is read."""
-    from magi_world.agents import fitted_q
+    from magi_world.agents.fitted_q_files import check_values, described
     from magi_world.agents.ppo_agent import PPOAgent
 
     agent = PPOAgent.load(folder, device=world.device)
     agent.check_fits(world)
-    fitted_q.check_values(agent, fitted_q.described(world, args), args)
+    check_values(agent, described(world, args), args)
     return agent
 
 
-def _moments_of(
-    world: "LoadedWorld", data: list[Path] | None, run: Path | None, out: Path
-) -> "Store":
+def _data_of(world: "LoadedWorld", data: list[Path] | None, run: Path | None, out: Path) -> "Store":
     """Encoded data: that which is named, a run's, or that which was read into `out` before."""
     from rich.console import Console
 

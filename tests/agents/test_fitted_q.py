@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from magi_world.agents.files import describe
-from magi_world.agents.fitted_q import KIND, Args
+from magi_world.agents.fitted_q import Args
 from magi_world.agents.fitted_q_data import Data, Mirror, discounted, exchanged
+from magi_world.agents.fitted_q_files import KIND
 from magi_world.agents.fitted_q_learning import (
     FittedQ,
     action_values,
