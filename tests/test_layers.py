@@ -87,7 +87,7 @@ def test_an_import_that_points_up_is_found(here: str, line: str) -> None:
     [
         ("magi_world.sampling.rollout", "from magi_world.kernels.attention import attention"),
         ("magi_world.envs.world_env", "import gymnasium, magi_world.sampling.rollout"),
-        ("magi_world.cli.train", "from magi_world.agents import ppo"),
+        ("magi_world.cli.train_agent", "from magi_world.agents import ppo"),
         ("magi_world.cli.train", "from magi_world.envs.doom import TakeCoverGame"),
     ],
 )

@@ -20,6 +20,7 @@ from magi_world.cli import (
     plan,
     selfplay,
     train,
+    train_agent,
     worlds,
 )
 from magi_world.cli.output import say
@@ -36,7 +37,7 @@ app.command("worlds")(worlds.worlds)
 app.command("rollout")(worlds.rollout)
 app.command("collect")(train.collect)
 app.command("train-world")(train.train_world)
-app.command("train-agent")(train.train_agent)
+app.command("train-agent")(train_agent.train_agent)
 app.command("evaluate-agent")(evaluate_agent.evaluate_agent)
 app.command("evaluate-planner")(evaluate_planner.evaluate_planner)
 app.command("evaluate-selfplay")(selfplay.evaluate_selfplay)
