@@ -87,6 +87,12 @@ def evaluate_planner(
         ),
     ] = None,
     steps: Steps = None,
+    temperature: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0, help="Scale of the noise of what is imagined; that of the dream by default."
+        ),
+    ] = None,
     agent: Annotated[
         list[str] | None,
         typer.Option(help="Played beside it; noop, random and sticky by default."),
@@ -125,7 +131,7 @@ def evaluate_planner(
     search = Planner(
         loaded, guide=guiding, method=method.value, futures=futures, dreams=dreams, horizon=horizon,
         rounds=rounds, elites=min(elites, futures), gamma=gamma, signal_weights=weights,
-        steps=steps,
+        steps=steps, temperature=temperature,
     )  # fmt: skip
     rows = []
     for place in where:
@@ -145,6 +151,7 @@ def evaluate_planner(
             "dreams": dreams, "plan_horizon": horizon,
             "rounds": rounds if method == Method.CEM else 1,
             "denoising_steps": loaded.config.sampling.num_steps if steps is None else steps,
+            "temperature": 1.0 if temperature is None else temperature,
             "signal_weights": weights, "seconds_per_action": timed.seconds / timed.answers,
             "best_other": best["agent"], "above_best": planned["mean"] - best["mean"],
             "above_best_low": low, "above_best_high": high,
@@ -158,8 +165,8 @@ def evaluate_planner(
         [row for row in rows if row["agent"] == NAME],
         (
             "where", "n", "method", "guide", "futures", "dreams", "plan_horizon", "rounds",
-            "denoising_steps", "seconds_per_action", "best_other", "above_best", "above_best_low",
-            "above_best_high",
+            "denoising_steps", "temperature", "seconds_per_action", "best_other", "above_best",
+            "above_best_low", "above_best_high",
         ),
     )  # fmt: skip
 

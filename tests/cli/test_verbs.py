@@ -122,6 +122,7 @@ def test_plan(run: Run, tiny_world_path: Path, fake_game: type[FakeGame]) -> Non
     arguments = (
         "evaluate-planner", "--world", tiny_world_path, "--episodes", 2, "--futures", 2,
         "--horizon", 2, "--rounds", 1, "--steps", 1, "--agent", "noop", "--agent", "random",
+        "--temperature", 0.5,
     )  # fmt: skip
     result = run(*arguments, "--json")
     assert result.code == 0, result.err
@@ -130,7 +131,8 @@ def test_plan(run: Run, tiny_world_path: Path, fake_game: type[FakeGame]) -> Non
     ]
     for row in result.data[2::3]:
         assert (row["n"], row["futures"], row["plan_horizon"], row["rounds"]) == (2, 2, 2, 1)
-        assert row["denoising_steps"] == 1 and row["seconds_per_action"] > 0
+        assert row["denoising_steps"] == 1 and row["temperature"] == 0.5
+        assert row["seconds_per_action"] > 0
         assert row["policy"] == "planned" and row["best_other"] in ("noop", "random")
         assert row["above_best_low"] <= row["above_best"] <= row["above_best_high"]
     printed = run(*arguments, "--real", "--method", "shooting")
@@ -138,6 +140,7 @@ def test_plan(run: Run, tiny_world_path: Path, fake_game: type[FakeGame]) -> Non
     for words, reason in (
         (("--method", "policy"), "needs a guide"),
         (("--guide", "noop"), "NoOp has no value"),
+        (("--temperature", -1), "temperature"),
     ):
         refused = run(*arguments, "--real", *words)
         assert refused.code == 2 and reason in refused.err
