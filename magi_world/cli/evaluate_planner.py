@@ -1,6 +1,7 @@
 """The verb `evaluate-planner`: a planner in dream and game, beside players who see nothing."""
 
 import time
+from collections.abc import Sequence
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -38,6 +39,7 @@ class Timed:
     def __init__(self, agent: "Planner") -> None:
         self.agent = agent
         self.seconds, self.answers = 0.0, 0
+        self._live = 0
 
     @property
     def observations(self) -> str:
@@ -52,13 +54,19 @@ class Timed:
     def reset(self, n: int, seed: int | None = None) -> None:
         """Begin n episodes."""
         self.agent.reset(n, seed)
+        self._live = n
+
+    def retire(self, rows: Sequence[int]) -> None:
+        """Plan no more for these rows, whose episodes have ended."""
+        self.agent.retire(rows)
+        self._live -= len(rows)
 
     def act(self, observations: Any) -> Any:
-        """Answer, and count one answer for every row."""
+        """Answer, and count one answer for every row whose episode goes on."""
         begin = time.perf_counter()
         actions = self.agent.act(observations)
         self.seconds += time.perf_counter() - begin
-        self.answers += len(actions)
+        self.answers += self._live
         return actions
 
 

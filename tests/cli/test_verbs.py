@@ -6,8 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from magi_world.agents import Retiring
+from magi_world.agents.planner import Planner
 from magi_world.cli import bench as bench_verb
+from magi_world.cli.evaluate_planner import Timed
 from magi_world.cli.games import dataset_folders
 from magi_world.cli.measuring import headline
 from magi_world.cli.output import cell
@@ -144,6 +148,17 @@ def test_plan(run: Run, tiny_world_path: Path, fake_game: type[FakeGame]) -> Non
     ):
         refused = run(*arguments, "--real", *words)
         assert refused.code == 2 and reason in refused.err
+
+
+def test_a_timed_planner_is_told_of_ended_episodes(tiny_world: World) -> None:
+    """It imagines nothing for them, and they are not counted among its answers."""
+    timed = Timed(Planner(tiny_world, method="hold", horizon=1))
+    assert isinstance(timed, Retiring)
+    timed.reset(3, seed=0)
+    latents = torch.zeros(3, *tiny_world.config.latent_shape)
+    timed.act(latents)
+    timed.retire([1])
+    assert len(timed.act(latents)) == 3 and timed.answers == 3 + 2
 
 
 def test_evaluate_measures_and_writes_the_card(
