@@ -155,10 +155,11 @@ def fill_infos(
         columns: for each key one value per slot named; a mapping stands for infos inside infos.
         num_envs: slots of the environment.
     """
-    rows = list(slots)
+    whole = list(slots) == list(range(num_envs))
+    rows = slice(None) if whole else list(slots)  # which costs less than a list
     for key, values in columns.items():
         if isinstance(values, Mapping):
-            fill_infos(infos.setdefault(key, {}), rows, values, num_envs)
+            fill_infos(infos.setdefault(key, {}), slots, values, num_envs)
         else:
             column = values if isinstance(values, np.ndarray) else np.array(values)
             if column.dtype.kind in "US":

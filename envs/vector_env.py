@@ -241,7 +241,7 @@ class WorldVectorEnv(VectorEnv[Any, Any, Any]):
         """
         if not self._begun.all():
             raise ResetNeeded("step() before the first reset(): call reset()")
-        over = [int(slot) for slot in np.flatnonzero(self._ended)]
+        over = np.flatnonzero(self._ended).tolist()
         if over and self.autoreset_mode == AutoresetMode.DISABLED:
             raise ResetNeeded(
                 f"the episodes of slots {over} have ended: "
@@ -255,15 +255,16 @@ class WorldVectorEnv(VectorEnv[Any, Any, Any]):
         terminated = np.zeros(self.num_envs, np.bool_)
         truncated = np.zeros(self.num_envs, np.bool_)
         infos: dict[str, Any] = {}
-        live = [slot for slot in range(self.num_envs) if not self._ended[slot]]
+        live = np.flatnonzero(~self._ended).tolist()
         if live:
             chunk = self._forward(prompts, over)
-            self._length[live] += 1
-            reward[live] = chunk.reward[live]
+            rows = live if over else slice(None)  # which costs less than a list
+            self._length[rows] += 1
+            reward[rows] = chunk.reward[rows]
             if not self.ignore_termination:
-                terminated[live] = chunk.terminated.cpu().numpy()[live]
+                terminated[rows] = chunk.terminated.cpu().numpy()[rows]
             if self.horizon is not None:
-                truncated[live] = self._length[live] >= self.horizon
+                truncated[rows] = self._length[rows] >= self.horizon
             self._place_step(live, chunk, infos)
         if over:
             self._place_reset(over, self.rollout.reset(over), infos)
@@ -294,11 +295,12 @@ class WorldVectorEnv(VectorEnv[Any, Any, Any]):
         rows_of = {slot: slot for slot in live}
         whole = len(live) == self.num_envs  # else the others' reset chunks come next
         self._renderers.add(lambda: chunk.frames.cpu().numpy(), rows_of, whole=whole)
-        fill_infos(infos, live, self._columns(chunk, live, rows=live), self.num_envs)
+        columns = self._columns(chunk, live, rows=None if whole else live)
+        fill_infos(infos, live, columns, self.num_envs)
 
     def _restart_at_once(self, infos: dict[str, Any]) -> None:
         """Begin anew where an episode has just ended, and keep its end in the infos."""
-        over = [int(slot) for slot in np.flatnonzero(self._ended)]
+        over = np.flatnonzero(self._ended).tolist()
         last = [self._shown.observation(slot) for slot in over]
         names = [name for name in infos if not name.startswith("_")]
         final = {
@@ -320,7 +322,7 @@ class WorldVectorEnv(VectorEnv[Any, Any, Any]):
             "prompt": object_column([chunk.prompts[row] or "" for row in chosen]),
             "chunk": self._length[slots],
             **{
-                name: values.double().cpu().numpy()[list(chosen)]
+                name: values.double().cpu().numpy()[slice(None) if rows is None else rows]
                 for name, values in numbers.items()
             },
         }
