@@ -60,6 +60,9 @@ class PlannerSettings:
     """D, times that each of them is imagined, with other noise; the mean counts"""
     horizon: int = 4
     """chunks ahead, T"""
+    commit: int = 1
+    """chunks of a plan that are carried out before the next one is made; plans that change with
+    every chunk never carry out what they imagined. 1 with "policy", which plans no further"""
     rounds: int = 3
     """rounds of the cross-entropy method; shooting has one"""
     elites: int = 4
@@ -80,12 +83,15 @@ class PlannerSettings:
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise AgentError(f"method {self.method!r} is not one of {list(METHODS)}")
-        for name in ("futures", "dreams", "horizon", "rounds", "elites"):
+        for name in ("futures", "dreams", "horizon", "commit", "rounds", "elites"):
             number = getattr(self, name)
             if not isinstance(number, int) or isinstance(number, bool) or number < 1:
                 raise AgentError(f"{name} {number!r}: a whole number, 1 or more, is needed")
         if self.method == "cem" and self.elites > self.futures:  # the others have none
             raise AgentError(f"elites {self.elites} of {self.futures} futures: at most all of them")
+        longest = 1 if self.method == "policy" else self.horizon
+        if self.commit > longest:
+            raise AgentError(f"commit {self.commit}: these plans are {longest} chunks long")
         for name in ("smoothing", "sticky", "gamma"):
             if not 0 <= getattr(self, name) <= 1:
                 raise AgentError(f"{name} {getattr(self, name)!r}: 0 to 1 is needed")
@@ -150,7 +156,8 @@ class Planner:
                 f"the world {world.name!r} has no signals {unknown}, but {list(known)}"
             )
         self._generators: list[np.random.Generator] = []
-        self._plans: Actions | None = None  # the last plans, moved on by one chunk
+        self._plans: Actions | None = None  # the last plans, moved on by what is carried out
+        self._due: Actions | None = None  # what is still to be carried out of them
         self._rollout: Rollout | None = None
         self._rows, self._live = 0, list[int]()  # all rows, and those whose episodes go on
         self._last = np.zeros(0, np.int64)
@@ -164,7 +171,7 @@ class Planner:
         self._generators = [np.random.default_rng(row_seed) for row_seed in seeds]
         self._rows, self._live = n, list(range(n))
         self._last = np.zeros(n, np.int64)
-        self._plans = self._rollout = self._memory = None
+        self._plans = self._due = self._rollout = self._memory = None
 
     def retire(self, rows: Sequence[int]) -> None:
         """Plan no more for these rows, whose episodes have ended; `act` answers 0 for them."""
@@ -174,11 +181,15 @@ class Planner:
         self._generators = [self._generators[i] for i in kept]
         if self._plans is not None:
             self._plans = self._plans[kept]
+        if self._due is not None:
+            self._due = self._due[kept]
         if self._memory is not None:
             self._memory = self._memory[kept]
 
     def act(self, observations: npt.NDArray[Any] | Tensor) -> Actions:
         """Take in the newest chunk of each row and return the best action, int64 `[N]`.
+
+        A plan is made anew every `commit` chunks.
 
         The first chunk after `reset` begins the history, under the no-op; every later one is
         observed under the action that was returned last.
@@ -209,7 +220,10 @@ class Planner:
             known, latents = self._memory, latents[live].to(self.world.device)
             memory = self.guide.start(latents) if known is None else self.guide.see(known, latents)
             self._memory = memory
-        self._last[live] = self.plan(self._rollout, live, memory=self._memory).actions
+        if self._due is None or self._due.shape[1] == 0:
+            plan = self.plan(self._rollout, live, memory=self._memory)
+            self._due = plan.sequences[:, : self.settings.commit]
+        self._last[live], self._due = self._due[:, 0], self._due[:, 1:]
         return self._last.copy()
 
     # ---------------------------------------------------------------- the search
@@ -224,7 +238,7 @@ class Planner:
         """Search from the present of these slots; the rollout itself is not touched.
 
         Row i of the planner belongs to the i-th slot named, and its plan is carried over to the
-        next call.
+        next call, which comes when `commit` chunks of it are carried out.
 
         Args:
             rollout: what is planned from.
@@ -255,8 +269,9 @@ class Planner:
             if cem:
                 chances = self._refit(sequences_NKT, order_NK[:, : self.settings.elites])
         assert best is not None  # there is at least one round
-        # the next plan begins one chunk later, and its new end holds the last action
-        self._plans = np.concatenate([best[:, 1:], best[:, -1:]], axis=1)
+        # the next plan begins `commit` chunks later, and its new end holds the last action
+        commit = self.settings.commit
+        self._plans = np.concatenate([best[:, commit:], *[best[:, -1:]] * commit], axis=1)
         return Plan(best[:, 0].copy(), best, returns_NK.max(axis=1))
 
     def _each(self) -> Actions:

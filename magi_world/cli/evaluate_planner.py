@@ -80,6 +80,9 @@ def evaluate_planner(
         int, typer.Option(min=1, help="Times that each future is imagined; the mean counts.")
     ] = 1,
     horizon: Annotated[int, typer.Option(min=1, help="Chunks that each looks ahead.")] = 4,
+    commit: Annotated[
+        int, typer.Option(min=1, help="Chunks of a plan that are carried out before the next.")
+    ] = 1,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds of the cross-entropy method.")] = 3,
     elites: Annotated[int, typer.Option(min=1, help="Best futures that a round is fit to.")] = 4,
     signal: Annotated[
@@ -138,8 +141,8 @@ def evaluate_planner(
         gamma, weights = guiding.gamma, weights or dict(guiding.signal_weights)
     search = Planner(
         loaded, guide=guiding, method=method.value, futures=futures, dreams=dreams, horizon=horizon,
-        rounds=rounds, elites=min(elites, futures), gamma=gamma, signal_weights=weights,
-        steps=steps, temperature=temperature,
+        commit=commit, rounds=rounds, elites=min(elites, futures), gamma=gamma,
+        signal_weights=weights, steps=steps, temperature=temperature,
     )  # fmt: skip
     rows = []
     for place in where:
@@ -156,7 +159,7 @@ def evaluate_planner(
         planned |= {
             "n": episodes, "method": method.value,
             "futures": futures if method in DRAWN else len(search.prompts), "guide": guide,
-            "dreams": dreams, "plan_horizon": horizon,
+            "dreams": dreams, "plan_horizon": horizon, "commit": commit,
             "rounds": rounds if method == Method.CEM else 1,
             "denoising_steps": loaded.config.sampling.num_steps if steps is None else steps,
             "temperature": 1.0 if temperature is None else temperature,
@@ -172,9 +175,9 @@ def evaluate_planner(
     emit_table(
         [row for row in rows if row["agent"] == NAME],
         (
-            "where", "n", "method", "guide", "futures", "dreams", "plan_horizon", "rounds",
-            "denoising_steps", "temperature", "seconds_per_action", "best_other", "above_best",
-            "above_best_low", "above_best_high",
+            "where", "n", "method", "guide", "futures", "dreams", "plan_horizon", "commit",
+            "rounds", "denoising_steps", "temperature", "seconds_per_action", "best_other",
+            "above_best", "above_best_low", "above_best_high",
         ),
     )  # fmt: skip
 

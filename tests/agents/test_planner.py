@@ -288,6 +288,39 @@ def test_ended_episodes_are_planned_for_no_more(
     assert [1] in told and sorted(sum(told, [])) == [0, 0, 1, 1]
 
 
+def test_a_plan_is_carried_out_for_as_long_as_was_agreed(
+    tiny_world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between two plans the chunks are observed and nothing is imagined; an end changes nothing."""
+    plans: list[Any] = []
+    made = Planner.plan
+
+    def noted(planner: Planner, *given: Any, **named: Any) -> Any:
+        plans.append(made(planner, *given, **named))
+        return plans[-1]
+
+    monkeypatch.setattr(Planner, "plan", noted)
+    search = small(tiny_world, horizon=3, commit=2)
+    search.reset(3, seed=0)
+    chunks = torch.randn(5, 3, *tiny_world.config.latent_shape)
+    acts = [search.act(chunk) for chunk in chunks[:3]]
+    assert len(plans) == 2
+    assert np.array_equal(np.stack(acts[:2], axis=1), plans[0].sequences[:, :2])
+    search.retire([1])
+    rest = search.act(chunks[3])
+    assert len(plans) == 2 and rest.tolist() == [
+        plans[1].sequences[0, 1], 0, plans[1].sequences[2, 1],
+    ]  # fmt: skip
+    search.act(chunks[4])
+    assert len(plans) == 3
+    # what is carried over begins behind what was carried out
+    drawn = search._draw(search._plans, None)
+    assert drawn[:, 0, 0].tolist() == plans[2].sequences[:, 2].tolist()
+    for keywords in ({"commit": 4, "horizon": 3}, {"commit": 2, "method": "hold", "horizon": 1}):
+        with pytest.raises(AgentError, match="these plans are"):
+            small(tiny_world, **keywords)
+
+
 def test_a_planner_plays_episodes(tiny_world: World) -> None:
     returns = play_dream(tiny_world, small(tiny_world), episodes=3, first_seed=0, batch=2)
     assert returns.shape == (3,) and np.isfinite(returns).all()
