@@ -33,11 +33,13 @@ from magi_world.agents.fitted_q_files import (
     DATA,
     DRAWN_FROM,
     MOMENTS,
+    TAKEN,
     check_moments,
     check_values,
     described,
     drawn_from,
     take_moments,
+    taken,
     tics_beyond,
 )
 from magi_world.agents.fitted_q_learning import VALUES, FittedQ, measure, update
@@ -179,7 +181,8 @@ def train(
         values: an agent of this kind to begin with. What follows is valued by it from first to
             last: values that learn from deeper dreams would drift with what these have lost.
         moments: folder of such an agent whose dreamed moments are taken, as far as they go, in
-            place of new ones: other seeds and settings of learning cost no dreams then.
+            place of new ones: other seeds and settings of learning cost no dreams then. Its data
+            are the same, or the first datasets of these: then new ones are of the others first.
         resume: go on from what lies in `out`; it needs no `values` and no `moments`.
         show: draw a progress line on stderr.
 
@@ -196,7 +199,7 @@ def train(
     description = described(world, args) | {DRAWN_FROM: drawn_from(store)}
     if resume:
         about = read_description(out)
-        description |= {key: about[key] for key in (VALUES, DATA) if key in about}
+        description |= {key: about[key] for key in (VALUES, DATA, TAKEN) if key in about}
     else:
         description[DATA] = tics_beyond(world, store)
         if values is not None:
@@ -206,7 +209,7 @@ def train(
             description[DATA] |= told.get(DATA, {})
         if moments is not None:
             check_moments(moments, description, args)
-            take_moments(moments, out)
+            take_moments(moments, out, description)
     training = FittedQ(description, args, world.device, values=None if resume else values)
     training.counters = {"real_tics": sum(description.get(DATA, {}).values())}
     if resume:
@@ -242,7 +245,7 @@ def _learn(training: FittedQ, world: World, store: Store, out: Path, *, show: bo
         training.save(out)  # what a training that is stopped while it dreams goes on from
         moments = dream_moments(
             dreamer, store, out / MOMENTS, count=args.moments, seed=args.seed,
-            earliest=args.earliest, workers=args.workers,
+            earliest=args.earliest, taken=taken(training.description), workers=args.workers,
             say=lambda done: bar.update(task, completed=done, description=f"{done:,} moments"),
         )  # fmt: skip
         before = training.description.get(VALUES, {"trained": {"steps": 0}})

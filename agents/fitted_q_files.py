@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from magi_world.agents.files import describe, read_description
+from magi_world.agents.moments import Taken
 from magi_world.errors import AgentError
 from magi_world.training.prepare import tics_by_source
 from magi_world.training.store import Store
@@ -25,6 +26,9 @@ DRAWN_FROM = "drawn_from"
 """in an agent's description: chunks of the data that its moments lie in, and tics by dataset"""
 MOMENTS = "moments"
 """folder of the dreamed moments in an agent's"""
+TAKEN = "taken"
+"""in an agent's description: how many of the files in it are of less data, and of how many chunks;
+there only if any are"""
 _OF_THE_AGENT = ("prompts", "latent_shape", "history", "channels", "hidden")
 _OF_A_DREAM = (
     "history", "hold", "earliest", "temperature", "denoising_steps", "reward", "signal_weights",
@@ -68,23 +72,43 @@ def check_moments(folder: Path, description: dict[str, Any], args: "Args") -> No
     """Raise `AgentError` unless what was dreamed for the agent in `folder` is what `args` ask for.
 
     `description` is that of the new training; where it says already what data its moments are
-    drawn from, that counts too.
+    drawn from, that counts too: the other's must be the same, or the first datasets of it.
     """
     told = read_description(folder)
     if told.get("kind") != KIND:
         raise AgentError(f"moments of an agent of kind {told.get('kind')!r}: {KIND!r} is needed")
     if not any((folder / MOMENTS).glob("*.safetensors")):
         raise AgentError(f"{folder / MOMENTS} has no moments: they were deleted, or never dreamed")
-    names = [name for name in ("world_hash", DRAWN_FROM) if name in description]
-    pairs = {name: (told.get(name), description[name]) for name in names}
+    pairs = {"world_hash": (told.get("world_hash"), description["world_hash"])}
+    if DRAWN_FROM in description:
+        theirs, needed = told.get(DRAWN_FROM), description[DRAWN_FROM]
+        if not _begins_with(needed, theirs):
+            pairs[DRAWN_FROM] = (theirs, needed)
     own = json.loads(json.dumps(asdict(args)))
     _check("moments", pairs | {name: (told["args"][name], own[name]) for name in _OF_A_DREAM})
 
 
-def take_moments(folder: Path, out: Path) -> None:
-    """Give a training in `out` the moments in the folder of another: links to them, or copies."""
+def _begins_with(data: dict[str, Any], first: dict[str, Any] | None) -> bool:
+    """Whether data, as `DRAWN_FROM` describes it, is the other or that and more datasets."""
+    if first is None or data == first:
+        return data == first
+    theirs, own = list(first["tics"].items()), list(data["tics"].items())
+    return 0 < len(theirs) < len(own) and theirs == own[: len(theirs)]
+
+
+def take_moments(folder: Path, out: Path, description: dict[str, Any]) -> None:
+    """Give a training in `out` the moments in the folder of another: links to them, or copies.
+
+    If they are of less data, its description, which has its `DRAWN_FROM`, says so from now on.
+    """
+    told = read_description(folder)
     (out / MOMENTS).mkdir(parents=True, exist_ok=True)
-    for path in sorted((folder / MOMENTS).glob("*.safetensors")):
+    paths = sorted((folder / MOMENTS).glob("*.safetensors"))
+    if told[DRAWN_FROM] != description[DRAWN_FROM]:
+        description[TAKEN] = {"parts": len(paths), "chunks": told[DRAWN_FROM]["chunks"]}
+    elif TAKEN in told:
+        description[TAKEN] = told[TAKEN]
+    for path in paths:
         taken = out / MOMENTS / path.name
         partial = taken.with_suffix(".partial")
         partial.unlink(missing_ok=True)
@@ -93,6 +117,11 @@ def take_moments(folder: Path, out: Path) -> None:
         except OSError:  # another disk
             shutil.copyfile(path, partial)
         partial.replace(taken)
+
+
+def taken(description: dict[str, Any]) -> Taken | None:
+    """What of a training's moments is of less data, by its description."""
+    return Taken(**description[TAKEN]) if TAKEN in description else None
 
 
 def _check(what: str, pairs: dict[str, tuple[Any, Any]]) -> None:

@@ -76,13 +76,19 @@ def sequence_length(store: Store, history: int) -> int:
 
 
 def sequences(
-    store: Store, length: int, history: int, generator: torch.Generator, *, earliest: int = 0
+    store: Store,
+    length: int,
+    history: int,
+    generator: torch.Generator,
+    *,
+    earliest: int = 0,
+    from_row: int = 0,
 ) -> Tensor:
     """First rows of sequences that lie in training episodes, in a drawn order, int64 `[sequences]`.
 
     Together they keep all moments of an episode that have their history, from the chunk `earliest`
     on; the last sequence ends with the episode and overlaps the one before it. Shorter episodes
-    have none.
+    have none, nor those that begin before `from_row`.
 
     Raises:
         DatasetError: there is none at all.
@@ -92,13 +98,24 @@ def sequences(
     for episode in store.episodes(held_out=False):
         first = int(store.offsets[episode]) + skipped
         last = int(store.offsets[episode + 1]) - length
-        if last < first:
+        if last < first or store.offsets[episode] < from_row:
             continue
         own = list(range(first, last + 1, length - history))
         starts += own if own[-1] == last else [*own, last]
     if not starts:
-        raise DatasetError(f"no episode has {length} chunks from chunk {skipped} on")
+        where = f" of those from row {from_row} on" if from_row else ""
+        raise DatasetError(f"no episode{where} has {length} chunks from chunk {skipped} on")
     return torch.tensor(starts)[torch.randperm(len(starts), generator=generator)]
+
+
+@dataclass(frozen=True)
+class Taken:
+    """Moments that were dreamed from less data: the first files of a folder."""
+
+    parts: int
+    """how many files"""
+    chunks: int
+    """rows of the store that were their data, the first ones"""
 
 
 class Dreamer:
@@ -181,6 +198,7 @@ def dream_moments(
     count: int,
     seed: int,
     earliest: int = 0,
+    taken: Taken | None = None,
     workers: int = 1,
     say: Callable[[int], None] = lambda dreamed: None,
 ) -> Moments:
@@ -188,7 +206,8 @@ def dream_moments(
 
     Where the data has fewer they are dreamed again, with other noise. Parts that lie there already
     are read, not dreamed again; each has a generator of its own, so that a dream that was stopped
-    goes on to the same moments.
+    goes on to the same moments. Where the first are `taken` from less data, those that follow lie
+    in the data beyond it before any is dreamed again.
 
     Args:
         dreamer: dreams them; with several workers its judge must be one that can be pickled.
@@ -197,6 +216,7 @@ def dream_moments(
         count: how many moments.
         seed: of their order and noise.
         earliest: the chunk of an episode from which on it has moments.
+        taken: the parts in the folder that are of less data, and of how much.
         workers: processes that dream parts side by side, each with its share of the threads.
         say: told how many there are, after every part.
 
@@ -207,21 +227,34 @@ def dream_moments(
     shuffler = torch.Generator().manual_seed(seed)
     waiting: list[Tensor] = []
     todo: list[_Part] = []
-    planned = done = 0
-    while planned < count:
-        if not waiting:  # once more through all of them
-            order = sequences(store, dreamer.length, dreamer.history, shuffler, earliest=earliest)
-            waiting = list(order.split(_PART * _TOGETHER))
-        path = folder / f"{len(todo):04d}.safetensors"
-        todo.append(_Part(waiting.pop(0), seed * 100_000 + len(todo), path))
-        planned += len(todo[-1].start_S) * (dreamer.length - dreamer.history)
     parts: list[dict[str, Tensor]] = []
+    planned = done = 0
+    for number in range(taken.parts if taken is not None else 0):
+        if planned < count:
+            parts.append(_read(_path(folder, number), "take it from where it was dreamed"))
+            planned = done = done + len(parts[-1]["row"])
+    from_row = taken.chunks if taken is not None else 0
+    while planned < count:
+        if not waiting:
+            order = sequences(
+                store, dreamer.length, dreamer.history, shuffler,
+                earliest=earliest, from_row=from_row,
+            )  # fmt: skip
+            waiting = list(order.split(_PART * _TOGETHER))
+            from_row = 0  # then once more through all of them
+        number = len(parts) + len(todo)
+        todo.append(_Part(waiting.pop(0), seed * 100_000 + number, _path(folder, number)))
+        planned += len(todo[-1].start_S) * (dreamer.length - dreamer.history)
     with _dreaming(dreamer, workers) as dream:
         for path in dream(todo):
             parts.append(_read(path))
             done += len(parts[-1]["row"])
             say(done)
     return Moments(**_joined(parts))
+
+
+def _path(folder: Path, number: int) -> Path:
+    return folder / f"{number:04d}.safetensors"
 
 
 @dataclass(frozen=True)
@@ -281,8 +314,8 @@ def _joined(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     return {name: torch.cat([part[name] for part in parts]).contiguous() for name in parts[0]}
 
 
-def _read(path: Path) -> dict[str, Tensor]:
+def _read(path: Path, remedy: str = "take it away, and it is dreamed again") -> dict[str, Tensor]:
     try:
         return read_tensors(path)
     except CheckpointError as error:
-        raise AgentError(f"{error}: take it away, and it is dreamed again") from None
+        raise AgentError(f"{error}: {remedy}") from None

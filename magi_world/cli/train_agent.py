@@ -106,7 +106,8 @@ def train_agent(
         Path | None,
         typer.Option(
             help="With --kind fitted-q: folder of such an agent whose dreamed moments are taken in "
-            "place of new ones; it learned from the same data, so --starts-from can name it too."
+            "place of new ones; it learned from the same data, so --starts-from can name it too, "
+            "or from the first of these datasets: then only the others are dreamed."
         ),
     ] = None,
     clips: Annotated[

@@ -304,45 +304,6 @@ def test_two_trainings_are_the_same(world: World, store: Store, tmp_path: Path) 
     assert one == two
 
 
-def test_moments_of_another_training_are_taken(
-    world: World, store: Store, tmp_path: Path, trained: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Another seed learns from the same dreams; dreams of anything else are refused."""
-    one = tmp_path / "one"
-    train(world, Args(**SMALL), one, store=store, show=False)
-    words = ["train-agent", "--world", str(trained / "world"), "--starts-from", str(trained)]
-    words += ["--kind", "fitted-q", "--json", "--set=channels=[4,4]", "--set=hidden=8"]
-    words += ['--set=signal_weights={"damage": -1.0}', "--set=updates=6", "--set=batch_size=16"]
-    taking = [*words, "--set=moments=60", "--moments", str(one)]
-    two = tmp_path / "two"
-    assert main([*taking, "--seed", "2", "--out", str(two)]) == 0
-    parts = sorted((one / "moments").iterdir())
-    assert [p.name for p in parts] == [p.name for p in sorted((two / "moments").iterdir())]
-    for path in parts:
-        assert path.read_bytes() == (two / "moments" / path.name).read_bytes()
-    assert (one / "agent.safetensors").read_bytes() != (two / "agent.safetensors").read_bytes()
-    train(world, Args(**SMALL), tmp_path / "same", store=store, moments=one, show=False)
-    again = (tmp_path / "same" / "agent.safetensors").read_bytes()
-    assert again == (one / "agent.safetensors").read_bytes()
-    for wrong, message in (
-        (["--set=hold=2"], "moments of an agent with hold 1, not 2"),
-        (["--temperature", "0.5"], "moments of an agent with temperature 1.0, not 0.5"),
-        (["--moments", str(trained)], "does not hold an agent"),
-        (["--resume"], "when it begins"),
-    ):
-        capsys.readouterr()
-        assert main([*taking, *wrong, "--out", str(tmp_path / "no")]) == 2
-        assert message in capsys.readouterr().err
-    fewer = dataclasses.replace(store, valid=store.valid[:-1])
-    with pytest.raises(AgentError, match="drawn_from"):
-        train(world, Args(**SMALL), tmp_path / "no", store=fewer, moments=one, show=False)
-    for path in parts:
-        path.unlink()
-    with pytest.raises(AgentError, match="has no moments"):
-        train(world, Args(**SMALL), tmp_path / "no", store=store, moments=one, show=False)
-    assert not (tmp_path / "no").exists()
-
-
 def test_data_can_be_other_than_the_worlds(
     trained: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
