@@ -91,7 +91,9 @@ class PlannerSettings:
             raise AgentError(f"elites {self.elites} of {self.futures} futures: at most all of them")
         longest = 1 if self.method == "policy" else self.horizon
         if self.commit > longest:
-            raise AgentError(f"commit {self.commit}: these plans are {longest} chunks long")
+            raise AgentError(
+                f"commit {self.commit}: plans of {self.method!r} are no longer than {longest}"
+            )
         for name in ("smoothing", "sticky", "gamma"):
             if not 0 <= getattr(self, name) <= 1:
                 raise AgentError(f"{name} {getattr(self, name)!r}: 0 to 1 is needed")

@@ -15,7 +15,7 @@ from magi_world.disk import check_disk
 from magi_world.errors import DatasetError
 from magi_world.training.prepare import read_store, store_bytes
 from magi_world.training.reading import Reading
-from magi_world.training.store import Store
+from magi_world.training.store import Store, told_if_damaged
 from magi_world.world import World
 
 _ENCODE_BATCH = 64  # chunks
@@ -35,7 +35,8 @@ def encode_store(
     """
     note = scale_note(store)
     if store.latents_path.exists() and note.exists():
-        return float(json.loads(note.read_text())["scale_factor"])
+        with told_if_damaged(note, "delete it, and the chunks are encoded again"):
+            return float(json.loads(note.read_text())["scale_factor"])
     console.print(f"encoding {len(store.action)} chunks")
     partial = store.folder / "latents.partial.npy"
     latents = _encode(world, store.frames, partial, 1 / world.config.sampling.scale_factor)
@@ -56,7 +57,7 @@ def mirrored_latents(world: World, store: Store, console: Console) -> NDArray[np
     They are encoded once and kept beside the others; float16 `[M, Z, P, h, w]`.
 
     Raises:
-        DatasetError: the disk is too small.
+        DatasetError: the disk is too small, or their file is damaged.
     """
     path = store.folder / "mirrored.npy"
     if not path.exists():
@@ -65,8 +66,7 @@ def mirrored_latents(world: World, store: Store, console: Console) -> NDArray[np
         partial = store.folder / "mirrored.partial.npy"
         _encode(world, store.frames[..., ::-1, :], partial, 1.0).flush()
         os.replace(partial, path)
-    latents: NDArray[np.float16] = np.load(path)
-    return latents
+    return store.encoded(path)
 
 
 @torch.inference_mode()

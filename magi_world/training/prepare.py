@@ -19,7 +19,7 @@ from magi_world.training.outcome_stage import sequence_strata
 from magi_world.training.reading import Reading
 from magi_world.training.recipe import Recipe
 from magi_world.training.sources import check_sources, read_source
-from magi_world.training.store import Store, build_store, open_store
+from magi_world.training.store import Store, build_store, open_store, told_if_damaged
 from magi_world.world import World
 
 _CHECKPOINT_BYTES = 34  # a parameter: weights, EMA, two moments, twice while one is replaced; world
@@ -76,7 +76,7 @@ def read_store(
         sources.append(asdict(reading))
     total = sum(one.chunks for one in facts)
     if (folder / "table.npz").exists():
-        known = json.loads(note.read_text()) if note.exists() else sources
+        known = _sources(note) or sources
         if not sources or known == sources:
             return open_store(folder)
         if any(out.glob("*.checkpoint.safetensors")):  # else nothing was learned from it yet
@@ -94,12 +94,20 @@ def read_store(
     return store
 
 
+def _sources(note: Path) -> list[Any]:
+    """What a store was read from, as `read_store` notes it; empty where that is not told."""
+    if not note.exists():
+        return []
+    with told_if_damaged(note, f"delete the folder {note.parent}, and the data is read again"):
+        sources: list[Any] = json.loads(note.read_text())
+    return sources
+
+
 def tics_by_source(store: Store) -> dict[str, int]:
     """Pictures that the game drew for each dataset of a store; empty where that is not told."""
-    note = store.folder / "sources.json"
-    if not note.exists():
-        return {}
-    sources = [entry for entry in json.loads(note.read_text()) if isinstance(entry, list)]
+    sources = [
+        entry for entry in _sources(store.folder / "sources.json") if isinstance(entry, list)
+    ]
     bounds = np.cumsum([0, *(chunks for _, chunks in sources)])
     if bounds[-1] != len(store.valid):  # data of other people, of which not every chunk was used
         return {}

@@ -8,7 +8,9 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable
+import zipfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -75,12 +77,23 @@ class Store:
         """Cached latents float16 `[M, Z, P, h, w]`.
 
         Raises:
-            DatasetError: they have not been computed yet.
+            DatasetError: they have not been computed yet, or their file is damaged.
         """
         if not self.latents_path.exists():
             raise DatasetError(f"{self.latents_path} is missing: train the VAE stage first")
-        result: NDArray[np.float16] = np.load(self.latents_path)
-        return result
+        return self.encoded(self.latents_path)
+
+    def encoded(self, path: Path) -> NDArray[np.float16]:
+        """Latents of all chunks in a file beside the frames, float16 `[M, Z, P, h, w]`.
+
+        Raises:
+            DatasetError: the file is damaged.
+        """
+        with told_if_damaged(path, "delete it, and the chunks are encoded again"):
+            latents: NDArray[np.float16] = np.load(path)
+            if len(latents) != len(self.action):
+                raise ValueError(f"{len(latents)} chunks of {len(self.action)}")
+        return latents
 
     def unusual_rewards(self) -> NDArray[np.bool_]:
         """Chunks whose reward, some player's, is another than it mostly is; bool `[M]`.
@@ -212,11 +225,24 @@ def open_store(folder: Path) -> Store:
     """Open a store that :func:`build_store` has written.
 
     Raises:
-        DatasetError: the folder holds no complete store.
+        DatasetError: the folder holds no complete store, or a damaged one.
     """
     if not (folder / "table.npz").exists():
         raise DatasetError(f"{folder} holds no training store (table.npz is missing)")
-    with np.load(folder / "table.npz") as table:
-        columns = {key: table[key] for key in table.files}
-    frames = np.load(folder / "frames.npy", mmap_mode="r")
-    return Store(folder=folder, frames=frames, **columns)
+    with told_if_damaged(folder, "delete it, and the data is read again"):
+        with (folder / "table.npz").open("rb") as file, np.load(file) as table:
+            columns = {key: table[key] for key in table.files}
+        frames = np.load(folder / "frames.npy", mmap_mode="r")
+        store = Store(folder=folder, frames=frames, **columns)
+        if not len(frames) == len(store.action) == store.offsets[-1]:
+            raise ValueError(f"{len(frames)} chunks, {len(store.action)} in table.npz")
+    return store
+
+
+@contextmanager
+def told_if_damaged(path: Path, remedy: str) -> Iterator[None]:
+    """Turn what reading a damaged file raises into a `DatasetError` that names a remedy."""
+    try:
+        yield
+    except (OSError, ValueError, EOFError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        raise DatasetError(f"{path} is damaged ({error}): {remedy}") from error

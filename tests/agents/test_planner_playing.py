@@ -78,7 +78,7 @@ def test_a_plan_is_carried_out_for_as_long_as_was_agreed(
     drawn = search._draw(search._plans, None)
     assert drawn[:, 0, 0].tolist() == plans[2].sequences[:, 2].tolist()
     for keywords in ({"commit": 4, "horizon": 3}, {"commit": 2, "method": "hold", "horizon": 1}):
-        with pytest.raises(AgentError, match="these plans are"):
+        with pytest.raises(AgentError, match="no longer than"):
             small(tiny_world, **keywords)
 
 

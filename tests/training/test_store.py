@@ -161,3 +161,36 @@ def test_latents_come_later(tmp_path: Path) -> None:
     latents = np.ones((3, 16, 1, 1, 1), np.float16)
     np.save(store.latents_path, latents)
     assert np.array_equal(store.latents(), latents)
+
+
+@pytest.mark.parametrize("name", ["table.npz", "frames.npy"])
+def test_a_damaged_store_is_told(tmp_path: Path, name: str) -> None:
+    build(tmp_path, [Played(1, 2)])
+    whole = (tmp_path / name).read_bytes()
+    for damaged in (b"", b"no array", whole[: len(whole) // 2]):
+        (tmp_path / name).write_bytes(damaged)
+        with pytest.raises(DatasetError, match=r"is damaged \(.*\): delete it, and the data"):
+            open_store(tmp_path)
+
+
+def test_a_store_of_two_builds_is_told(tmp_path: Path) -> None:
+    build(tmp_path / "other", [Played(1, 4)])
+    build(tmp_path / "store", [Played(1, 2)])
+    (tmp_path / "other" / "table.npz").replace(tmp_path / "store" / "table.npz")
+    with pytest.raises(DatasetError, match="chunks, .* in table.npz"):
+        open_store(tmp_path / "store")
+
+
+def test_damaged_latents_are_told(tmp_path: Path) -> None:
+    store = build(tmp_path, [Played(1, 2)])
+    latents = np.zeros((len(store.action), 16, 1, 8, 8), np.float16)
+    np.save(store.latents_path, latents)
+    assert store.latents().shape == latents.shape
+    whole = store.latents_path.read_bytes()
+    for damaged in (b"", whole[:-7]):
+        store.latents_path.write_bytes(damaged)
+        with pytest.raises(DatasetError, match="the chunks are encoded again"):
+            store.latents()
+    np.save(store.latents_path, latents[:-1])
+    with pytest.raises(DatasetError, match="chunks of"):
+        store.latents()
