@@ -11,7 +11,7 @@ from magi_world.errors import AgentError, CheckpointError
 
 CHECKPOINT = "training.safetensors"
 CHANGEABLE = (
-    "total_steps", "generations", "updates", "minutes", "save_minutes", "workers",
+    "total_steps", "generations", "updates", "minutes", "save_minutes", "workers", "margin",
 )  # fmt: skip
 """settings that may be others when a training goes on"""
 

@@ -126,6 +126,9 @@ class Args:
     rarely"""
     greedy: bool = True
     """how the saved agent plays unless told otherwise: the best action, or sampled"""
+    margin: float = 0.0
+    """a greedy agent keeps the action that it took last unless another one is worth this much more:
+    what is learned of small differences is mostly noise, and turning round costs momentum"""
     save_minutes: float = 2.0
     """minutes between two checkpoints"""
 
@@ -137,7 +140,7 @@ class Args:
         for name in ("gamma", "target", "average"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ConfigError(f"{name} {getattr(self, name)} is outside [0, 1]")
-        for name in ("earliest", "weight_decay", "value_softness"):
+        for name in ("earliest", "weight_decay", "value_softness", "margin"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} {getattr(self, name)} is below 0")
         for name in ("minutes", "softness"):
@@ -216,6 +219,8 @@ def train(
         training.resume(out)
     if training.progress < 1.0:
         _learn(training, world, store, out, show=show)
+    else:
+        training.save(out)  # it may play with another margin from now on
     return PPOAgent.load(out, device=world.device)
 
 

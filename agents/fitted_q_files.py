@@ -42,6 +42,7 @@ def described(world: "World", args: "Args") -> dict[str, Any]:
         "channels": list(args.channels),
         "hidden": args.hidden,
         "greedy": args.greedy,
+        "margin": args.margin / args.softness,  # as log-probabilities have it
     }
 
 

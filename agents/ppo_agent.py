@@ -108,7 +108,8 @@ class PPOAgent:
     """A trained policy: reads latents, answers with prompt indices, remembers its last chunks.
 
     `description` is what `agent.json` holds; `greedy` overrides its choice of playing the most
-    probable action or sampling.
+    probable action or sampling. Where it has a `margin`, a greedy agent keeps the action that it
+    took last unless another one's log-probability is higher by more than that.
     """
 
     observations = "latent"
@@ -119,7 +120,9 @@ class PPOAgent:
         self.network = network.eval().requires_grad_(False)
         self.description = description
         self.greedy = bool(description["greedy"]) if greedy is None else greedy
+        self.margin = float(description.get("margin", 0.0))
         self._stack_BChw: Tensor | None = None
+        self._last_B: npt.NDArray[np.int64] | None = None
         self._started = False
         self._generators: list[np.random.Generator] = []
 
@@ -132,7 +135,7 @@ class PPOAgent:
         """Begin n episodes; row i draws its actions from a generator seeded with `seed + i`."""
         seeds = [None] * n if seed is None else [seed + i for i in range(n)]
         self._generators = [np.random.default_rng(s) for s in seeds]
-        self._stack_BChw = None
+        self._stack_BChw = self._last_B = None
         self._started = True
 
     @torch.inference_mode()
@@ -156,7 +159,10 @@ class PPOAgent:
             self._stack_BChw = extend_history(self._stack_BChw, chunk_Bchw)
         logp_BA = self.network(self._stack_BChw)[0].cpu().double().numpy()
         if self.greedy:
-            return np.asarray(logp_BA.argmax(-1), dtype=np.int64)
+            if self._last_B is not None:
+                logp_BA[np.arange(len(logp_BA)), self._last_B] += self.margin
+            self._last_B = np.asarray(logp_BA.argmax(-1), dtype=np.int64)
+            return self._last_B.copy()
         noise_BA = np.stack([g.gumbel(size=logp_BA.shape[1]) for g in self._generators])
         return np.asarray((logp_BA + noise_BA).argmax(-1), dtype=np.int64)
 

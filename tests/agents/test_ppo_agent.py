@@ -110,6 +110,38 @@ def test_greedy_can_be_overridden(tmp_path: Path) -> None:
     assert PPOAgent.load(tmp_path, greedy=False).policy == "sampled"
 
 
+@settings(max_examples=20, deadline=None)
+@given(margin=st.floats(0.0, 3.0), seed=st.integers(0, 100))
+def test_a_greedy_agent_keeps_its_action_within_the_margin(margin: float, seed: int) -> None:
+    plain, keeping = new_agent(greedy=True), new_agent(greedy=True)
+    for agent in (plain, keeping):
+        agent.network.policy.weight.mul_(100)  # else a nearly uniform policy never changes its mind
+    keeping.description["margin"] = margin
+    keeping = PPOAgent(keeping.network, keeping.description)
+    seen = []
+    plain.network.register_forward_hook(lambda module, inputs, out: seen.append(out[0].double()))
+    for agent in (plain, keeping):
+        agent.reset(3)
+    kept = None
+    for latents in some_latents(8 * 3, seed).split(3):
+        best, chosen = plain.act(latents), keeping.act(latents)
+        logp_BA = seen[-1].numpy()
+        if kept is None:
+            expected = best
+        else:
+            ahead = logp_BA.max(-1) - logp_BA[np.arange(3), kept]
+            expected = np.where(ahead > margin, best, kept)
+        assert np.array_equal(chosen, expected)
+        kept = chosen
+    keeping.reset(3)
+    assert np.array_equal(keeping.act(latents), _first(plain, latents))  # nothing is kept
+
+
+def _first(agent: PPOAgent, latents: torch.Tensor) -> np.ndarray:
+    agent.reset(len(latents))
+    return agent.act(latents)
+
+
 def test_agent_refuses_wrong_observations() -> None:
     agent = new_agent()
     with pytest.raises(NotReset):
