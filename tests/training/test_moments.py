@@ -221,6 +221,12 @@ def test_training_leaves_an_agent_that_can_go_on(
     train(world, args, tmp_path / "two", store=store, resume=True, show=False)
     again = json.loads((tmp_path / "two" / "agent.json").read_text())
     assert again["trained"]["updates"] == 6
+    weights = (tmp_path / "two" / "agent.safetensors").read_bytes()
+    kept = Args(**SMALL | {"margin": 0.01})  # how it plays may change when it has learned
+    train(world, kept, tmp_path / "two", store=store, resume=True, show=False)
+    again = json.loads((tmp_path / "two" / "agent.json").read_text())
+    assert again["margin"] == 0.5 and again["args"]["margin"] == 0.01
+    assert (tmp_path / "two" / "agent.safetensors").read_bytes() == weights
     with pytest.raises(AgentError, match="has gamma 0.95, not 0.9"):
         train(
             world, Args(**SMALL | {"gamma": 0.9}), tmp_path / "two", store=store, resume=True,
