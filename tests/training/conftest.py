@@ -4,7 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from magi_world.training.bank import encoded_store
 from magi_world.training.recipe import Recipe, load_recipe
+from magi_world.training.store import Store
+from magi_world.world import World, load
 from tests.training.toy import (
     RECIPE,
     record,
@@ -31,3 +34,13 @@ def trained(recipe: Recipe, data: Path, tmp_path_factory: pytest.TempPathFactory
     out: Path = tmp_path_factory.mktemp("run") / "whole"
     train(recipe, data, out)
     return out
+
+
+@pytest.fixture(scope="module")
+def world(trained: Path) -> World:
+    return load(trained / "world")
+
+
+@pytest.fixture(scope="module")
+def store(trained: Path) -> Store:
+    return encoded_store(trained)

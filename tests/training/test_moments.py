@@ -30,24 +30,11 @@ from magi_world.training.teacher_forcing import (
     concatenate_captions,
     generate_one_step_ahead,
 )
-from magi_world.world import World, load
+from magi_world.world import World
+from tests.training.toy import SMALL_FITTED_Q as SMALL
 from tests.training.toy import record
 
 HISTORY = 4
-SMALL: dict[str, Any] = {
-    "moments": 60, "updates": 6, "batch_size": 16, "channels": (4, 4), "hidden": 8,
-    "signal_weights": {"damage": -1.0},
-}  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def world(trained: Path) -> World:
-    return load(trained / "world")
-
-
-@pytest.fixture(scope="module")
-def store(trained: Path) -> Store:
-    return encoded_store(trained)
 
 
 def judge(chunk: Chunk) -> tuple[torch.Tensor, torch.Tensor]:

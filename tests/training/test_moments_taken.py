@@ -3,7 +3,6 @@
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -14,23 +13,9 @@ from magi_world.cli import main
 from magi_world.errors import AgentError
 from magi_world.training.bank import encoded_store
 from magi_world.training.store import Store
-from magi_world.world import World, load
+from magi_world.world import World
+from tests.training.toy import SMALL_FITTED_Q as SMALL
 from tests.training.toy import record
-
-SMALL: dict[str, Any] = {
-    "moments": 60, "updates": 6, "batch_size": 16, "channels": (4, 4), "hidden": 8,
-    "signal_weights": {"damage": -1.0},
-}  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def world(trained: Path) -> World:
-    return load(trained / "world")
-
-
-@pytest.fixture(scope="module")
-def store(trained: Path) -> Store:
-    return encoded_store(trained)
 
 
 def test_moments_of_another_training_are_taken(

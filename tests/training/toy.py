@@ -19,6 +19,10 @@ from magi_world.world import World
 
 PROMPTS = ["rest", "left", "right"]
 SIZE = 32
+SMALL_FITTED_Q: dict[str, Any] = {
+    "moments": 60, "updates": 6, "batch_size": 16, "channels": (4, 4), "hidden": 8,
+    "signal_weights": {"damage": -1.0},
+}  # fmt: skip
 RECIPE = """
 [card]
 name = "toy"
