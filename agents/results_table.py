@@ -1,10 +1,11 @@
 """The table that is quoted, and its plot, from the rows that `agents/results.py` keeps.
 
 Rows of one label, policy, world and kind of training make one line; its seeds are trainings that
-differ in nothing else. Scores are those on final seeds; rows on validation seeds only add to what a
-line says that it cost.
+differ in nothing else. The quoted scores are those on final seeds; rows on validation seeds only
+add to what a line says that it cost, unless the table is asked for just those.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -16,7 +17,7 @@ from rich.text import Text
 
 from magi_world.agents.evaluation import Row, digits, format_difference
 from magi_world.errors import AgentError, missing_package
-from magi_world.evaluation.scores import Returns, difference, estimate, iqm
+from magi_world.evaluation.scores import Returns, difference, estimate, iqm, ratio
 
 Line = dict[str, Any]
 
@@ -28,28 +29,38 @@ ORDER = (
 PLACES = ("dream", "real")
 
 
-def make_lines(rows: Sequence[Row]) -> list[Line]:
-    """Gather rows into the lines of the table.
+def make_lines(rows: Sequence[Row], seeds: str = "final") -> list[Line]:
+    """Gather the rows on those seeds, "final" or "validation", into the lines of the table.
 
     A line holds `label`, `policy`, `world` (its hash), `seeds` (how many trainings), `steps` and
     `real_tics` (mean of a training), `validation_tics` (all together), `dream` and `real` (None, or
     `episodes`, `mean` and `iqm`, these two with `value`, `low` and `high`), `by_seed` (mean return
-    of each training by place) and `above_sweep` (None, or how far the real mean lies above that of
-    the best sweep, with its interval).
+    of each training by place), `above_sweep` (None, or how far the real mean lies above that of the
+    best sweep, with its interval), `below_best` (the same beside the line of the highest real mean,
+    None for that line itself) and `dream_over_real` (None, or the ratio of the means of those
+    trainings that have both, with its interval).
+
+    Raises:
+        AgentError: no row is on those seeds.
     """
-    final = [row for row in rows if row["seeds"] == "final"]
-    sweep = _best_sweep(final)
+    chosen = [row for row in rows if row["seeds"] == seeds]
+    if not chosen:
+        raise AgentError(f"none of the {len(rows)} recorded rows is on {seeds} seeds")
+    sweep = _best_sweep(chosen)
+    groups = [(group, _by_training(group)) for group in _groups(chosen)]
+    best = max(
+        (scores["real"] for _, scores in groups if scores["real"]), key=_mean_of, default=None
+    )
     lines = []
-    for group in _groups(final):
+    for group, scores in groups:
         first = group[0]
-        scores = {
-            place: {row["seed"]: row["returns"] for row in group if row["where"] == place}
-            for place in PLACES
-        }
         trainings = {row["seed"]: row for row in group}.values()
-        above = None
-        if scores["real"] and sweep is not None and first["kind"] != "sweep":
-            above = asdict(difference(list(scores["real"].values()), [sweep]))
+        real = list(scores["real"].values())
+        above = below = None
+        if real and sweep is not None and first["kind"] != "sweep":
+            above = asdict(difference(real, [sweep]))
+        if real and best is not None and scores["real"] is not best:
+            below = asdict(difference(real, list(best.values())))
         lines.append(
             {
                 "label": first["label"],
@@ -62,6 +73,8 @@ def make_lines(rows: Sequence[Row]) -> list[Line]:
                 **{place: _score(scores[place]) for place in PLACES},
                 "by_seed": _by_seed(scores),
                 "above_sweep": above,
+                "below_best": below,
+                "dream_over_real": _dream_over_real(scores),
             }
         )
     return sorted(lines, key=lambda line: (_rank(line["label"]), line["label"], line["policy"]))
@@ -79,30 +92,36 @@ def by_place(rows: Sequence[Row]) -> list[tuple[str, str, str, list[float]]]:
     return sorted(found, key=lambda one: (_rank(one[0]), *one[:3]))
 
 
-def format_lines(lines: Sequence[Line]) -> Table:
-    """The lines as one table for people, some 150 columns wide."""
+def format_lines(lines: Sequence[Line], seeds: str = "final") -> Table:
+    """The lines as one table for people, some 190 columns wide.
+
+    On validation seeds, where settings are compared, differences are those to the best line.
+    """
     several = len({line["world"] for line in lines if line["world"]}) > 1
     table = Table(
         box=box.SIMPLE,
-        title="Return of an episode, on final seeds",
+        title=f"Return of an episode, on {seeds} seeds",
         caption="in brackets 95 % bootstrap intervals over seeds and, within them, episodes",
     )
     for name in ("agent", "policy", *(["world"] if several else [])):
         table.add_column(name, overflow="fold")
+    beside = "above sweep" if seeds == "final" else "below the best"
     numbers = (
-        "in the dream", "in reality", "IQM of seeds", "above sweep", "n", "seeds", "steps",
-        "real tics", "validation",
+        "in the dream", "in reality", "dream / real", "IQM of seeds", beside, "n", "seeds",
+        "steps", "real tics", "validation",
     )  # fmt: skip
     for name in numbers:
         table.add_column(name, justify="right", no_wrap=True)
     n = digits(line[place]["mean"]["high"] for line in lines for place in PLACES if line[place])
     for line in lines:
-        real, above = line["real"], line["above_sweep"]
+        real, share = line["real"], line["dream_over_real"]
+        above = line["above_sweep" if seeds == "final" else "below_best"]
         cells = [
             _interval(line["dream"], "mean", n),
             _interval(real, "mean", n),
+            "" if share is None else _interval({"ratio": share}, "ratio", 2),
             _interval(real, "iqm", n) if line["seeds"] > 1 else "",
-            "" if above is None else format_difference(**above, n=n),
+            "" if above is None else format_difference(**above, n=n) + _verdict(above, seeds),
             str((real or line["dream"])["episodes"]),
             str(line["seeds"] or ""),
             _count(line["steps"]),
@@ -210,6 +229,18 @@ def _groups(rows: Sequence[Row]) -> list[list[Row]]:
     return groups
 
 
+def _by_training(group: Sequence[Row]) -> dict[str, dict[Any, Returns]]:
+    """Returns of a line by place and seed of the training."""
+    return {
+        place: {row["seed"]: row["returns"] for row in group if row["where"] == place}
+        for place in PLACES
+    }
+
+
+def _mean_of(by_seed: Mapping[Any, Returns]) -> float:
+    return estimate(list(by_seed.values())).value
+
+
 def _best_sweep(rows: Sequence[Row]) -> Returns | None:
     sweeps = [row["returns"] for row in rows if row["kind"] == "sweep" and row["where"] == "real"]
     return max(sweeps, key=lambda returns: sum(returns) / len(returns), default=None)
@@ -237,6 +268,14 @@ def _score(by_seed: Mapping[Any, Returns]) -> dict[str, Any] | None:
     }
 
 
+def _dream_over_real(scores: Mapping[str, Mapping[Any, Returns]]) -> dict[str, float] | None:
+    both = [seed for seed in scores["dream"] if seed in scores["real"]]
+    if not both:
+        return None
+    share = ratio(*([scores[place][seed] for seed in both] for place in PLACES))
+    return None if math.isnan(share.value) else asdict(share)
+
+
 def _by_seed(scores: Mapping[str, Mapping[Any, Returns]]) -> dict[str, dict[str, float]]:
     means: dict[str, dict[str, float]] = {}
     for place, by_seed in scores.items():
@@ -248,6 +287,12 @@ def _by_seed(scores: Mapping[str, Mapping[Any, Returns]]) -> dict[str, dict[str,
 def _mean(values: Iterable[int | None]) -> int | None:
     known = [value for value in values if value is not None]
     return round(sum(known) / len(known)) if known else None
+
+
+def _verdict(apart: Mapping[str, float], seeds: str) -> str:
+    """What a comparison of settings says where its interval holds 0."""
+    unsure = seeds != "final" and apart["low"] <= 0 <= apart["high"]
+    return ", not distinguishable" if unsure else ""
 
 
 def _interval(score: Mapping[str, Any] | None, name: str, n: int) -> str:

@@ -41,7 +41,11 @@ def evaluate_agent(
     real: Annotated[bool, typer.Option("--real", help="Only in the real game.")] = False,
     dream: Annotated[bool, typer.Option("--dream", help="Only in the dream.")] = False,
     seeds: Annotated[
-        Seeds, typer.Option(help="final (10,000 + i) or validation (20,000 + i, for choosing).")
+        Seeds,
+        typer.Option(
+            help="final (10,000 + i) or validation (20,000 + i, for choosing); with --table, whose "
+            "rows it shows."
+        ),
     ] = Seeds.FINAL,
     greedy: Annotated[
         bool | None,
@@ -104,7 +108,7 @@ def evaluate_agent(
     where = ["dream", "real"] if real == dream else ["real"] if real else ["dream"]
     if table:
         loaded = load(world, device=device, dtype=dtype) if rerun else None
-        _table(results, loaded, game, where, plot, bands, as_json=as_json)
+        _table(results, loaded, game, where, seeds, plot, bands, as_json=as_json)
         return
     for name, given in (("rerun", rerun or None), ("plot", plot), ("bands", bands)):
         if given is not None:
@@ -150,6 +154,7 @@ def _table(
     world: "World | None",
     game: str | None,
     where: list[str],
+    seeds: Seeds,
     plot: Path | None,
     bands: float | None,
     *,
@@ -167,14 +172,14 @@ def _table(
     from magi_world.cli.games import real_game
 
     rows = read_results(folder)
-    lines = make_lines(rows)
+    lines = make_lines(rows, seeds.value)
     banded = None if bands is None else make_bands(rows, bands)
     if plot is not None:
         plot_lines(lines, plot)
         say(f"plot: {plot}")
     replayed = None
     if world is not None:
-        chosen = [row for row in rows if row["where"] in where]
+        chosen = [row for row in rows if row["where"] in where and row["seeds"] == seeds.value]
         real = any(row["where"] == "real" for row in chosen)
         replayed = replay(world, chosen, real_game(world, game) if real else None)
     if as_json:
@@ -182,7 +187,7 @@ def _table(
         found = {name: part for name, part in more.items() if part is not None}
         emit_json({"table": lines, **found} if found else lines)
         return
-    print_table(format_lines(lines))
+    print_table(format_lines(lines, seeds.value))
     if banded:
         print_table(format_bands(banded))
     if replayed is not None:
@@ -194,4 +199,4 @@ def print_table(table: Any) -> None:
     from rich.console import Console
 
     # a file or a pipe has no width that a table should be squeezed into
-    Console(width=None if sys.stdout.isatty() else 200).print(table)
+    Console(width=None if sys.stdout.isatty() else 220).print(table)

@@ -86,3 +86,23 @@ def difference(
     drawn_R = statistic(drawn_means(seeds)) - statistic(drawn_means(others, seed=1))
     low, high = np.quantile(drawn_R, [0.025, 0.975])
     return Estimate(float(value - other), float(low), float(high))
+
+
+def ratio(seeds: Sequence[Returns], others: Sequence[Returns]) -> Estimate:
+    """One score's mean over that of another one, of the same trainings in the same order.
+
+    Trainings are drawn for both together, for they share what training again changes. NaN where the
+    other mean is 0, or a draw of it.
+
+    Raises:
+        ValueError: not as many seeds as others, or one without episodes.
+    """
+    if len(seeds) != len(others):
+        raise ValueError(f"{len(seeds)} seeds over {len(others)} of others: need as many")
+    value, other = (np.mean([np.mean(returns) for returns in score]) for score in (seeds, others))
+    # one seed for both: it draws the trainings first
+    above_R, below_R = (drawn_means(score).mean(axis=-1) for score in (seeds, others))
+    if other == 0 or not below_R.all():
+        return Estimate(float("nan"), float("nan"), float("nan"))
+    low, high = np.quantile(above_R / below_R, [0.025, 0.975])
+    return Estimate(float(value / other), float(low), float(high))

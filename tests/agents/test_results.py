@@ -235,6 +235,12 @@ def test_lines_of_the_table() -> None:
     assert noop["above_sweep"]["high"] < 0
     assert noop["dream"]["episodes"] == noop["real"]["episodes"] == 50
     assert frozen["dream"] is None and frozen["validation_tics"] == 0
+    share = ppo["dream_over_real"]
+    assert share["value"] == pytest.approx(
+        ppo["dream"]["mean"]["value"] / ppo["real"]["mean"]["value"]
+    )
+    assert 1 < share["low"] < share["value"] < share["high"]
+    assert frozen["dream_over_real"] is None
     json.dumps(lines, allow_nan=False)
 
 
@@ -266,6 +272,29 @@ def test_table_for_people() -> None:
         number = ppo[place]["mean"]
         assert f"{number['value']:.0f} [{number['low']:.0f}, {number['high']:.0f}]" in line
     assert "250" in line and "5,000" in line and "55" in line
+
+
+def test_settings_compared_on_validation_seeds() -> None:
+    rng = np.random.default_rng(1)
+    settings = {"1 step": 900.0, "2 steps": 905.0, "4 steps": 400.0}
+    rows = [
+        a_row(label=label, args_hash=label, seed=seed, seeds="validation", first_seed=20_000,
+              returns=rng.normal(mean, 100, 50).tolist())
+        for label, mean in settings.items() for seed in (1, 2)
+    ]  # fmt: skip
+    lines = make_lines([*rows, a_row(returns=[5_000.0])], "validation")
+    below = {line["label"]: line["below_best"] for line in lines}
+    best = max(lines, key=lambda line: line["real"]["mean"]["value"])["label"]
+    assert below.keys() == settings.keys() and below[best] is None and best != "4 steps"
+    other = {"1 step": "2 steps", "2 steps": "1 step"}[best]
+    assert below[other]["low"] < 0 < below[other]["high"] and below["4 steps"]["high"] < 0
+    console = Console(width=220)
+    with console.capture() as captured:
+        console.print(format_lines(lines, "validation"))
+    told = [line for line in captured.get().splitlines() if "not distinguishable" in line]
+    assert len(told) == 1 and other in told[0]
+    with pytest.raises(AgentError, match="none of the 6 recorded rows is on final seeds"):
+        make_lines(rows)
 
 
 def test_plot_of_real_over_dreamed_return(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import trim_mean
 
-from magi_world.evaluation.scores import difference, drawn_means, estimate, iqm, mean
+from magi_world.evaluation.scores import difference, drawn_means, estimate, iqm, mean, ratio
 
 
 @given(st.lists(st.floats(-100, 100), min_size=1, max_size=12))
@@ -55,6 +55,19 @@ def test_difference_of_two_scores() -> None:
     assert found.low < found.value < found.high
     assert difference(sweep, sweep).low < 0 < difference(sweep, sweep).high
     assert difference(better, sweep, mean) == found
+
+
+def test_ratio_of_two_scores_of_the_same_trainings() -> None:
+    rng = np.random.default_rng(2)
+    real = [rng.normal(mean, 100, 200) for mean in (500, 1000, 2000)]
+    dream = [0.8 * rng.normal(mean, 100, 100) for mean in (500, 1000, 2000)]
+    found = ratio(dream, real)
+    assert found.low < 0.8 < found.high and found.value == pytest.approx(0.8, abs=0.02)
+    assert found.high - found.low < 0.1  # trainings differ, but alike on both sides
+    assert np.isnan(ratio([[1.0]], [[0.0]]).value)
+    assert np.isnan(ratio([[1.0]], [[0.0, 1.0]]).low)  # a draw of its mean may be 0
+    with pytest.raises(ValueError, match="1 seeds over 2"):
+        ratio([[1.0]], [[1.0], [2.0]])
 
 
 @pytest.mark.parametrize("empty", [[], [[]], [[1.0], []]])
