@@ -70,9 +70,10 @@ def measure_kv_ranges(
     """Open-loop PSNR and termination AUC of one world for several KV ranges.
 
     All ranges dream the same clips, cut behind a prefix that fills the longest cache, under the
-    same noise. The heads that read the hidden states were trained at the card's own range
-    (`trained_at`), and the hidden states depend on it: the AUCs of other ranges are what this
-    world does there, not the best that it could be trained to. In `rows` each has its own n.
+    same noise. Where the world was trained at its own range only (`trained_at`), other ranges show
+    what it does there, not the best that it could be trained to; where its recipe had
+    `most_kv_range`, DiT and outcome heads were trained at all up to that. In `rows` each has its
+    own n.
 
     Raises:
         DatasetError: no episode is long enough for the longest range.
@@ -92,10 +93,11 @@ def measure_kv_ranges(
             }
         )
         say(f"KV range {kv_range} measured")
+    own = world.config.sampling.kv_range
+    most = world.card.get("training", {}).get("most_kv_range", 0)
     return {
-        "trained_at": world.config.sampling.kv_range,
+        "trained_at": [1 << i for i in range(most.bit_length())] or [own],
         "prefix_chunks": given,
-        "note": "the outcome heads were trained at the world's own KV range",
         "rows": rows,
     }
 

@@ -36,6 +36,7 @@ from magi_world.training.store import Store
 from magi_world.training.teacher_forcing import (
     add_noise,
     concatenate_captions,
+    draw_kv_range,
     generate_one_step_ahead,
     teacher_forced_inputs,
 )
@@ -142,7 +143,7 @@ class DiTStage:
         choice, captions = self._captions(sequences.action[rows], generator)
         condition: dict[str, Any] = {
             "captions": captions, "choice_G": choice, "dropped_G": choice == len(captions[1]) - 1,
-            "kv_range": self._kv_range(generator),
+            "kv_range": draw_kv_range(self.settings.most_kv_range, generator),
         }  # fmt: skip
         t_history = self._history_times(len(x), generator)
         before = self._history(x, shape, condition, generator)
@@ -240,14 +241,6 @@ class DiTStage:
             generated = generate_one_step_ahead(self.world, shape, history, noise, **condition)
             history = torch.where(own_SL.view(-1, 1, 1, 1, 1), generated, x_GCPHW)
         return history
-
-    def _kv_range(self, generator: torch.Generator) -> int | None:
-        """The KV range of a batch; None is the world's own."""
-        most = self.settings.most_kv_range
-        if not most:
-            return None
-        ranges = [1 << i for i in range(most.bit_length())]
-        return ranges[int(torch.randint(len(ranges), (), generator=generator))]
 
     def _times(self, count: int, generator: torch.Generator) -> Tensor:
         """Times in [0, 1) that follow the map of the sampler's grid, `[R * count]`.

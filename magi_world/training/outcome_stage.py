@@ -24,6 +24,7 @@ from magi_world.training.recipe import OutcomeSettings
 from magi_world.training.store import Store
 from magi_world.training.teacher_forcing import (
     concatenate_captions,
+    draw_kv_range,
     generate_one_step_ahead,
     teacher_forced_inputs,
 )
@@ -146,6 +147,7 @@ def generate_examples(
     chunks: int,
     held_out: bool,
     seed: int,
+    most_kv_range: int = 0,
     console: Console | None = None,
 ) -> dict[str, Tensor]:
     """Generate chunks one step ahead of real histories and collect their clean passes.
@@ -160,6 +162,7 @@ def generate_examples(
         chunks: about how many generated chunks; the real ones come on top.
         held_out: which part of the split.
         seed: of all draws.
+        most_kv_range: as in `DiTSettings`: what a DiT learned at several ranges, its heads do too.
         console: shows progress.
     """
     generator = torch.Generator().manual_seed(seed)
@@ -171,8 +174,9 @@ def generate_examples(
         S, L = rows_SL.shape
         rows = rows_SL.flatten()
         real = latents[rows].float()
+        kv_range = draw_kv_range(most_kv_range, generator)
         x, hidden = _one_step_ahead(
-            world, real, torch.from_numpy(store.action)[rows], (S, L), captions, generator
+            world, real, torch.from_numpy(store.action)[rows], (S, L), captions, kv_range, generator
         )
         hidden = hidden.half().unflatten(0, (2, S, L))[:, :, skip:]
         kept = rows_SL[:, skip:].flatten().repeat(2)
@@ -196,6 +200,7 @@ def _one_step_ahead(
     action_G: Tensor,
     shape: tuple[int, int],
     captions: tuple[CaptionKV, list[int]],
+    kv_range: int | None,
     generator: torch.Generator,
 ) -> tuple[Tensor, Tensor]:
     """Every chunk generated from its real history, and the clean passes of both copies.
@@ -207,6 +212,7 @@ def _one_step_ahead(
         "captions": captions,
         "choice_G": action_G,
         "dropped_G": torch.zeros_like(action_G, dtype=torch.bool),
+        "kv_range": kv_range,
     }
     noise = torch.randn(real.shape, generator=generator)
     x = generate_one_step_ahead(world, shape, real, noise, **condition)

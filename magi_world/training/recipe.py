@@ -60,7 +60,8 @@ class DiTSettings(StageSettings):
     """most chunks, one after the other, that the model has generated in such a history"""
     most_kv_range: int = 0
     """0: all batches have the world's own KV range. Else every batch draws one of 1, 2, 4, … up to
-    this, so that one model can be measured at all of them; a sequence must be as long"""
+    this, also those of the outcome heads, so that one world can be measured at all of them; a
+    sequence must be as long"""
     copies: int = 1
     """noisy copies of every chunk; the energy score needs two or more"""
     paraphrases: int = 4

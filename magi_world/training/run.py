@@ -129,10 +129,13 @@ def train_world(
     if last >= STAGES.index("outcome") and world.outcome is not None:
         examples = partial(
             generate_examples, world, store, length=recipe.dit.sequence,
-            chunks=recipe.outcome.chunks, held_out=False, seed=recipe.outcome.seed, console=console,
+            chunks=recipe.outcome.chunks, held_out=False, seed=recipe.outcome.seed,
+            most_kv_range=recipe.dit.most_kv_range, console=console,
         )  # fmt: skip
         rewards = recipe.card["reward_range"]
         train(OutcomeStage(world.outcome, examples, recipe.outcome, rewards), recipe.outcome)
+    if recipe.dit.most_kv_range and last >= STAGES.index("dit"):
+        world.card["training"]["most_kv_range"] = recipe.dit.most_kv_range
     world.bank = make_bank(world, store)
     for module in world.modules().values():
         module.eval()

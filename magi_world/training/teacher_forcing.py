@@ -39,6 +39,14 @@ def teacher_forcing_slices(
     return builders.teacher_forcing(sequences, length, tokens, kv_range, copies=copies)
 
 
+def draw_kv_range(most: int, generator: torch.Generator) -> int | None:
+    """The KV range of a batch: one of 1, 2, 4, … up to ``most``; None, the world's own, for 0."""
+    if not most:
+        return None
+    ranges = [1 << i for i in range(most.bit_length())]
+    return ranges[int(torch.randint(len(ranges), (), generator=generator))]
+
+
 def caption_slices(choice: Sequence[int], lengths: Sequence[int], tokens: int) -> AttnSlices:
     """Each chunk's queries over the rows of the caption that it chose.
 

@@ -46,7 +46,7 @@ def test_every_range_dreams_the_same_clips(tiny_world: World, episodes: list[Epi
     table = measure_kv_ranges(
         tiny_world, episodes[:3], [1, 4, 6], SETTINGS, clips=2, prefix=2, say=said.append
     )
-    assert (table["trained_at"], table["prefix_chunks"]) == (4, 5)
+    assert (table["trained_at"], table["prefix_chunks"]) == ([4], 5)
     assert [row["kv_range"] for row in table["rows"]] == [1, 4, 6]
     chunks = sum(len(episode.actions) for episode in episodes[:3])
     for row in table["rows"]:
@@ -63,6 +63,14 @@ def test_the_worlds_own_range_gives_its_own_numbers(
     one = measure_kv_ranges(tiny_world, episodes[:2], [4], SETTINGS, clips=2, prefix=3)
     two = measure_kv_ranges(tiny_world, episodes[:2], [4, 2], SETTINGS, clips=2, prefix=3)
     assert one["rows"][0] == two["rows"][0]
+
+
+def test_a_world_that_learned_at_several_ranges_says_so(
+    tiny_world: World, episodes: list[EpisodeData], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(tiny_world.card, "training", {"most_kv_range": 16})
+    table = measure_kv_ranges(tiny_world, episodes[:2], [2], SETTINGS, clips=2, prefix=3)
+    assert table["trained_at"] == [1, 2, 4, 8, 16]
 
 
 def test_steps_have_their_speed_beside_them(

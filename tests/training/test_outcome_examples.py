@@ -2,7 +2,9 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -66,6 +68,29 @@ def test_rare_points_are_drawn_more_often_and_weighted_back(trained: Path, tmp_p
     assert drawn.float().mean() > 2 * points.mean()
 
 
+def test_heads_of_a_dit_of_several_ranges_see_them_all(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from magi_world.training import outcome_stage
+
+    seen: set[int | None] = set()
+    one_step_ahead = outcome_stage._one_step_ahead
+
+    def spy(*args: Any) -> Any:
+        seen.add(args[-2])
+        return one_step_ahead(*args)
+
+    monkeypatch.setattr(outcome_stage, "_one_step_ahead", spy)
+    world = load(trained / "world")
+    store = long_store(tmp_path, world)
+    make = partial(generate_examples, world, store, length=8, chunks=1600, held_out=False, seed=0)
+    plain = make()
+    assert seen == {None}
+    ranged = make(most_kv_range=4)
+    assert seen == {None, 1, 2, 4}
+    assert not torch.equal(plain["hidden"], ranged["hidden"])
+
+
 def test_examples_are_generated_one_step_ahead(trained: Path, tmp_path: Path) -> None:
     """The generated half of the examples is what rollouts over the real history give."""
     from magi_world.training import outcome_stage
@@ -77,7 +102,7 @@ def test_examples_are_generated_one_step_ahead(trained: Path, tmp_path: Path) ->
     action = torch.randint(3, (S * L,), generator=generator)
     with torch.inference_mode():
         x, hidden = outcome_stage._one_step_ahead(
-            world, real, action, (S, L), outcome_stage._captions(world),
+            world, real, action, (S, L), outcome_stage._captions(world), None,
             torch.Generator().manual_seed(5),
         )  # fmt: skip
         judged = world.judge(x, hidden[S * L :], [None] * (S * L))
