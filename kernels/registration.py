@@ -13,6 +13,19 @@ NAMESPACE = "magi_world"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 
 
+def refuse_gradients(name: str, why: str, *arguments: Any) -> None:
+    """Refuse arguments that need a gradient which an operation does not have.
+
+    Raises:
+        RuntimeError: there is one, and gradients are enabled.
+    """
+    if torch.is_grad_enabled() and any(
+        isinstance(x, torch.Tensor) and x.requires_grad for x in arguments
+    ):
+        raise RuntimeError(f"{name} {why} and has no gradient: call it under torch.no_grad() or "
+                           "torch.inference_mode()")  # fmt: skip
+
+
 def register(
     schema: str,
     forward: Callable[..., Any],
@@ -20,7 +33,7 @@ def register(
     *,
     setup_context: Callable[[Any, tuple[Any, ...], Any], None] | None = None,
     backward: Callable[..., Any] | None = None,
-    mutates: bool = False,
+    inference_only: str = "",
 ) -> Any:
     """Register an operation as ``torch.ops.magi_world.NAME``.
 
@@ -31,8 +44,8 @@ def register(
         fake: the shapes and dtypes of the results, from tensors without data.
         setup_context: keeps what the backward needs, as of an ``autograd.Function``.
         backward: gradients of all arguments.
-        mutates: it writes to arguments, so it refuses those that need a gradient: torch alone
-            would give wrong gradients with a warning.
+        inference_only: why it has no gradient, such as "writes to its arguments"; it then refuses
+            arguments that need one, for which torch alone would give wrong ones or none.
 
     Returns:
         The operation; call it as a function.
@@ -48,14 +61,10 @@ def register(
     operation = getattr(getattr(torch.ops, NAMESPACE), name).default
 
     def without_gradients(*arguments: Any) -> Any:
-        if torch.is_grad_enabled() and any(
-            isinstance(x, torch.Tensor) and x.requires_grad for x in arguments
-        ):
-            raise RuntimeError(f"{name} writes to its arguments and has no gradient: call it under "
-                               "torch.no_grad() or torch.inference_mode()")  # fmt: skip
+        refuse_gradients(name, inference_only, *arguments)
         with torch._C._AutoDispatchBelowAutograd():
             return operation(*arguments)
 
-    if mutates:
+    if inference_only:
         LIBRARY.impl(name, without_gradients, "Autograd")
     return operation

@@ -18,12 +18,17 @@ from magi_world.kernels.attention.triton_ops import attention_triton
 
 
 def check_extent(q: Tensor, k: Tensor, slices: AttnSlices | DeviceSlices) -> None:
-    """Refuse a mask that is larger than the call.
+    """Refuse a mask that is larger than the call, or was reserved for calls of another size.
 
     Raises:
-        ValueError: it names rows or keys that are not there.
+        ValueError: it names rows or keys that are not there, or kernels would leave rows out.
     """
     num_queries, num_keys = slices.extent()
+    if isinstance(slices, DeviceSlices) and slices.shape != (q.shape[0], k.shape[0]):
+        raise ValueError(
+            f"the mask was reserved for {num_queries} queries and {num_keys} keys in every call, "
+            f"but there are {q.shape[0]} queries and {k.shape[0]} keys"
+        )
     if num_queries > q.shape[0] or num_keys > k.shape[0]:
         raise ValueError(
             f"the mask reaches to query {num_queries} and key {num_keys}, but there are "
@@ -52,7 +57,7 @@ def chosen_backend(
     return choose(backend, call, slices)
 
 
-def _capturing(q: Tensor) -> bool:
+def capturing(q: Tensor) -> bool:
     """Whether a CUDA graph is being captured."""
     return q.is_cuda and torch.cuda.is_current_stream_capturing()
 
@@ -76,7 +81,7 @@ def run_backend(
     """
     if name == "triton":
         return attention_triton(q, k, v, slices, scale=scale, softcap=softcap, sink=sink)
-    if isinstance(slices, DeviceSlices) and _capturing(q):
+    if isinstance(slices, DeviceSlices) and capturing(q):
         raise BackendError(
             f"backend {name!r} reads a refilled mask on the host: the graph that is being captured "
             "would keep the mask of this moment; only 'triton' reads it on the device"

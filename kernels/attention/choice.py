@@ -1,7 +1,7 @@
 """Which backend takes a call, and why.
 
 ``auto`` takes the first of :func:`order` that does not refuse: flash-attn-4 where it has a backward
-for lists of tiles, then our own kernels, then torch's. Three places deviate from that, each for a
+for lists of tiles, then our own kernels, then torch's. What deviates from the plan does so for a
 reason:
 
 - On a CPU ``sdpa`` comes before ``cpu``: torch's fused kernel, called group by group, is the faster
@@ -10,6 +10,10 @@ reason:
   other kernels for its evaluation than for its steps.
 - A mask that is refilled goes to ``triton`` first on every GPU: the other backends read it on the
   host, so a captured graph would keep the mask that it was captured with.
+- ``flash2`` is not taken for gradients: it has none through lse, which only the backward would
+  find.
+- torch's ``varlen_attn`` is no backend: it is flash-attention for the masks of ``flash2`` again,
+  and those before it take them all.
 """
 
 from dataclasses import dataclass
@@ -46,9 +50,10 @@ def order(call: Call) -> tuple[str, ...]:
         # torch's fused kernel is ahead of blocks of plain operations wherever it takes a call
         return ("sdpa", "cpu", "reference")
     if call.device.type == "cuda":
+        ours = ("triton",) if call.needs_grad else ("triton", "flash2")
         if call.capability // 10 in (9, 10, 11) and not call.refilled:
-            return ("flash4", "triton", "flash2", "flex", "sdpa", "reference")
-        return ("triton", "flash2", "flex", "sdpa", "reference")
+            return ("flash4", *ours, "flex", "sdpa", "reference")
+        return (*ours, "flex", "sdpa", "reference")
     return ("sdpa", "reference")
 
 
@@ -111,6 +116,7 @@ def explain(
     sink: Tensor | None = None,
     softcap: float = 0.0,
     deterministic: bool = False,
+    needs_grad: bool | None = None,
 ) -> Choice:
     """What ``attention(q, k, v, slices, ...)`` would run on, and why not on another backend.
 
@@ -120,13 +126,18 @@ def explain(
         sink: as in the call.
         softcap: as in the call.
         deterministic: as in the call.
+        needs_grad: whether any of q, k, v and the sink needs a gradient; None looks at q and the
+            sink.
 
     Raises:
         BackendError: the default backend of this process does not take the call.
     """
-    needs_grad = torch.is_grad_enabled() and q.requires_grad
+    if needs_grad is None:
+        asked = q.requires_grad or (sink is not None and sink.requires_grad)
+        needs_grad = torch.is_grad_enabled() and asked
     call = describe(q, sink, softcap, needs_grad=needs_grad, deterministic=deterministic)
-    call = call._replace(refilled=isinstance(slices, DeviceSlices))
+    # for gradients the mask of this moment is taken, see the call
+    call = call._replace(refilled=isinstance(slices, DeviceSlices) and not needs_grad)
     mask = current(slices)
     refused = {
         name: found.reason for name in BACKENDS if (found := refusal(name, call, mask)) is not None

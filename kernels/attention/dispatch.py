@@ -6,7 +6,12 @@ import torch
 from torch import Tensor
 
 from magi_world.kernels.attention import default
-from magi_world.kernels.attention.backends import check_extent, chosen_backend, run_backend
+from magi_world.kernels.attention.backends import (
+    capturing,
+    check_extent,
+    chosen_backend,
+    run_backend,
+)
 from magi_world.kernels.attention.call import current
 from magi_world.kernels.attention.default import BACKENDS, Backend
 from magi_world.kernels.attention.device_slices import DeviceSlices
@@ -33,7 +38,9 @@ def attention(
         q: queries `[Tq, H, D]`.
         k: keys `[Tk, G, D]`; H is a multiple of G and query head j reads key head `j // (H // G)`.
         v: values `[Tk, G, D]`.
-        slices: which query sees which key; immutable, or refilled in place between calls.
+        slices: which query sees which key; immutable, or refilled in place between calls. Where
+            gradients are asked for, a refilled one counts as it is now: what it is filled with
+            before the backward changes nothing.
         scale: factor on q·k, `D ** -0.5` when None.
         softcap: scores become `softcap * tanh(scores / softcap)`; 0 switches it off.
         sink: float32 `[S, H]` or `[H]`, logits without a value, neither scaled nor capped.
@@ -49,7 +56,8 @@ def attention(
     Keys that a query does not see may be read and then count with weight 0: k and v have to be
     finite in every row, also where the mask hides it.
 
-    Under ``torch.autocast`` on a CPU, q, k and v may differ in dtype; all is done in float32.
+    Under ``torch.autocast`` q, k and v may differ in dtype: on a CPU all is done in float32, on
+    other devices in the dtype of autocast.
 
     Returns:
         The output `[Tq, H, D]` in the dtype of q, 0 where a row sees no key, and the natural
@@ -65,18 +73,21 @@ def attention(
         backend = default.current
     elif backend not in BACKENDS:
         raise ValueError(f"backend {backend!r} is not one of {('auto', *BACKENDS)}")
-    if q.ndim != 3 or k.ndim != 3 or k.shape != v.shape or q.shape[2] != k.shape[2]:
+    fit = q.ndim == k.ndim == 3 and k.shape == v.shape and q.shape[2] == k.shape[2] > 0
+    if not fit:
         raise ValueError(
             f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}: expected "
-            "[Tq, H, D], [Tk, G, D] and [Tk, G, D]"
+            "[Tq, H, D], [Tk, G, D] and [Tk, G, D] with D above 0"
         )
     if k.shape[1] == 0 or q.shape[1] % k.shape[1]:
         raise ValueError(f"{q.shape[1]} query heads are not a multiple of {k.shape[1]} key heads")
-    if torch.is_autocast_enabled(q.device.type) and q.device.type == "cpu":
+    device = q.device.type
+    if torch.is_autocast_enabled(device):
         # linear layers give half precision there, norms do not; torch's CPU kernel is several
         # times slower backwards in half precision than in float32
-        q, k, v = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in (q, k, v))
-        with torch.autocast("cpu", enabled=False):
+        low = torch.float32 if device == "cpu" else torch.get_autocast_dtype(device)
+        q, k, v = (x if x.dtype == torch.float64 else x.to(low) for x in (q, k, v))
+        with torch.autocast(device, enabled=False):
             return attention(
                 q, k, v, slices, scale=scale, softcap=softcap, sink=sink,
                 deterministic=deterministic, backend=backend,
@@ -93,6 +104,10 @@ def attention(
         q.requires_grad or k.requires_grad or v.requires_grad
         or (sink is not None and sink.requires_grad)
     )  # fmt: skip
+    if needs_grad and isinstance(slices, DeviceSlices) and (compiling or not capturing(q)):
+        if not compiling:
+            check_extent(q, k, slices)
+        slices = slices.slices  # the backward must not read what it was refilled with since
     if not compiling:
         check_extent(q, k, slices)
         if backend == "auto" and not needs_grad and not softcap and q.device.type == "cpu":
@@ -116,5 +131,5 @@ def attention(
                 q.float(), k.float(), v.float(), slices, **whole, backend=name
             )
             return out.to(q.dtype), lse
-        return attention_registered(q, k, v, slices, **whole, backend=backend)
+        return attention_registered(q, k, v, slices, **whole, backend=name)
     return run_backend(name, q, k, v, slices, **whole)

@@ -1,6 +1,7 @@
 """Attention through FlashAttention 2 (package flash-attn 2.x) for masks of packed samples.
 
-It can express samples that follow each other, each with its own keys, all full or all causal.
+It can express samples that follow each other, each with its own keys, all full or all causal;
+windows, which the package knows too, are left to the backends that take any mask.
 Rows and keys between samples become samples without keys or without rows.
 """
 

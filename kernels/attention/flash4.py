@@ -20,6 +20,13 @@ MAX_WIDTH = 128
 """wider heads have tiles that do not divide the blocks of the backward"""
 
 
+_TAKES = (
+    "mask_mod", "aux_tensors", "block_sparse_tensors", "block_sparse_tensors_bwd", "return_lse",
+    "deterministic", "softmax_scale",
+)  # fmt: skip
+"""what tells flash-attn-4 from the older module of the same name in flash-attn 2.8"""
+
+
 def refuses(call: Call, slices: AttnSlices) -> Refusal | None:
     """Why a call cannot be taken, or None."""
     if call.device.type != "cuda" or call.capability // 10 not in (9, 10, 11):
@@ -34,7 +41,7 @@ def refuses(call: Call, slices: AttnSlices) -> Refusal | None:
         return Refusal("takes no softcap together with a mask")
     if call.deterministic and call.needs_grad:
         return Refusal("has no deterministic backward for lists of tiles as we make them")
-    return import_refusal("flash_attn.cute", "cuda")
+    return import_refusal("flash_attn.cute", "cuda", "flash_attn_func", _TAKES)
 
 
 @lru_cache(maxsize=16)

@@ -19,6 +19,8 @@ from magi_world.kernels.attention.tiles import padded, tile_lists
 
 BLOCK = 128
 """rows and keys of a tile"""
+MAX_WIDTH = 256
+"""largest head width on CUDA: tiles of wider ones do not fit into the memory of a multiprocessor"""
 
 
 def refuses(call: Call, slices: AttnSlices) -> Refusal | None:
@@ -27,6 +29,8 @@ def refuses(call: Call, slices: AttnSlices) -> Refusal | None:
         return Refusal("has no backward on a CPU")
     if call.device.type not in ("cpu", "cuda"):
         return Refusal(f"does not run on {call.device.type}")
+    if call.device.type == "cuda" and call.width > MAX_WIDTH:
+        return Refusal(f"takes head widths up to {MAX_WIDTH} on CUDA, not {call.width}")
     if call.dtype == torch.float64 and call.device.type == "cuda":
         return Refusal("takes no float64 on CUDA")
     return None

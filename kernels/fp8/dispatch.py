@@ -8,9 +8,10 @@ from torch import Tensor
 from magi_world.kernels.device import BACKENDS
 from magi_world.kernels.fp8 import reference, scaled_mm, triton_ops
 from magi_world.kernels.fp8.rounding import quantise_reference
-from magi_world.kernels.registration import register
+from magi_world.kernels.registration import refuse_gradients, register
 
 Backend = Literal["reference", "scaled_mm", "triton"]
+_WHY = "rounds to eight bits"
 
 
 def quantise(
@@ -28,6 +29,7 @@ def quantise(
 
     Raises:
         ValueError: a scale of another size, an unknown backend, or ``triton`` where it cannot run.
+        RuntimeError: an argument needs a gradient.
     """
     if backend not in BACKENDS:
         raise ValueError(f"fp8 backend {backend!r} is not one of {BACKENDS}")
@@ -37,6 +39,7 @@ def quantise(
             "channels"
         )
     if not x.is_cuda and backend != "triton" and not torch.compiler.is_compiling():
+        refuse_gradients("fp8_quantise", _WHY, x, scale)
         return quantise_reference(x, scale)
     quantised: Tensor = QUANTISE(x, scale, backend)
     return quantised
@@ -58,7 +61,10 @@ def _fake_quantise(x: Tensor, *rest: Any) -> Tensor:
 
 
 QUANTISE = register(
-    "fp8_quantise(Tensor x, Tensor scale, str backend) -> Tensor", _quantise, _fake_quantise
+    "fp8_quantise(Tensor x, Tensor scale, str backend) -> Tensor",
+    _quantise,
+    _fake_quantise,
+    inference_only=_WHY,
 )
 
 
@@ -93,6 +99,7 @@ def matmul(
     Raises:
         ValueError: matrices that do not fit together, or a forced form that this device or shape
             does not have.
+        RuntimeError: a scale needs a gradient.
     """
     if q_MK.ndim != 2 or w_NK.ndim != 2 or q_MK.shape[1] != w_NK.shape[1]:
         raise ValueError(
@@ -101,6 +108,7 @@ def matmul(
     if torch.compiler.is_compiling():
         product: Tensor = MATMUL(q_MK, w_NK, *scales, dtype, backend)
         return product
+    refuse_gradients("fp8_matmul", _WHY, *scales)
     return _matmul(q_MK, w_NK, *scales, dtype, backend)
 
 
@@ -131,4 +139,5 @@ MATMUL = register(
     "str? backend) -> Tensor",
     _matmul,
     _fake_matmul,
+    inference_only=_WHY,
 )

@@ -50,7 +50,8 @@ def refuses(device: torch.device, *dtypes: torch.dtype) -> str | None:
         dtypes: of activations or results.
     """
     if capability(device) < LEAST_CAPABILITY:
-        return f"needs FP8 units, sm_{LEAST_CAPABILITY} or newer, not {device.type}"
+        found = f"sm_{capability(device)}" if device.type == "cuda" else device.type
+        return f"needs FP8 units, sm_{LEAST_CAPABILITY} or newer, not {found}"
     wrong = [dtype for dtype in dtypes if dtype not in DTYPES]
     if wrong:
         return f"takes float32, float16 and bfloat16, not {wrong[0]}"

@@ -70,4 +70,6 @@ def norm_rotary_write_triton(
             *cache.keys.stride()[:2], *cache.values.stride()[:2], T, H, K, eps,
             R=rotary[0].shape[-1], D=D, BD=padded, ROWS=rows, num_warps=4,
         )  # fmt: skip
+    for written in (cache.keys, cache.values):  # as torch's own operations tell autograd
+        torch.autograd.graph.increment_version(written)
     return out

@@ -33,7 +33,7 @@ class CacheRows(NamedTuple):
     values: Tensor
     """`[N, K, D]`, written in place"""
     rows: Tensor
-    """int64 `[T]`: the row of every token, no row twice"""
+    """int64 `[T]`: the row of every token, no row twice, all below N: a kernel does not look"""
 
 
 def writes_fused(q_THD: Tensor) -> bool:
@@ -70,8 +70,8 @@ def norm_rotary_write(
         The queries as the attention reads them `[T, H, D]`; it shares no memory with anything.
 
     Raises:
-        ValueError: shapes that do not fit together, an unknown backend, or ``triton`` where it
-            cannot run.
+        ValueError: shapes, dtypes or strides that do not fit together, an unknown backend, or
+            ``triton`` where it cannot run.
         RuntimeError: an argument needs a gradient.
     """
     check_rotary(q_THD, norms[0], rotary)
@@ -86,6 +86,16 @@ def norm_rotary_write(
         raise ValueError(
             f"cache {tuple(cache.keys.shape)} and {tuple(cache.values.shape)}: expected "
             f"[N, {K}, {D}]"
+        )
+    if not k_TKD.dtype == v_TKD.dtype == cache.keys.dtype == cache.values.dtype:
+        raise ValueError(
+            f"k {k_TKD.dtype}, v {v_TKD.dtype}, cache {cache.keys.dtype} and "
+            f"{cache.values.dtype}: expected one dtype"
+        )
+    if cache.keys.stride(2) != 1 or cache.values.stride(2) != 1:
+        raise ValueError(
+            f"cache with strides {cache.keys.stride()} and {cache.values.stride()}: a head's "
+            "channels must lie side by side"
         )
     result: Tensor = OP(
         q_THD, k_TKD, v_TKD, *norms[0], *norms[1], *rotary, cache.rows, eps, cache.keys,
@@ -120,5 +130,5 @@ OP = register(
     "Tensor(a!) keys, Tensor(b!) values, str backend) -> Tensor",
     _forward,
     _fake,
-    mutates=True,
+    inference_only="writes to its arguments",
 )

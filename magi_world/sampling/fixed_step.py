@@ -153,8 +153,9 @@ class FixedStep:
         return schedule.clean_kv_width(config.kv_ranges, config.clean_kv_range)
 
     def _slices(self, B: int, n: int, keys: int, slices: int) -> DeviceSlices:
+        # a slot sees its own part of the keys only, in two stretches at most
         side = SMALLEST_SIDE
-        tiles = 2 * (B * n // side + 2) * (keys // side + 2)
+        tiles = 2 * B * (n // side + 2) * (keys // B // side + 2)
         return DeviceSlices(
             num_queries=B * n, num_keys=keys, max_slices=slices, max_tiles=tiles,
             device=self.world.device,

@@ -58,8 +58,8 @@ def main(target: int, width: int, dtype: str, capped: bool) -> None:
         )  # fmt: skip
         row = {
             "kernel": kernel, "target": target, "width": width, "dtype": dtype, "capped": capped,
-            "matrix": compiled.matrix, "spilled": compiled.spilled, "shared": compiled.shared,
-            "limit": SHARED[target] * 1024, "warps": config.warps,
+            "matrix": compiled.matrix, "newest": compiled.newest, "spilled": compiled.spilled,
+            "shared": compiled.shared, "limit": SHARED[target] * 1024, "warps": config.warps,
         }  # fmt: skip
         print(json.dumps(row), flush=True)
 

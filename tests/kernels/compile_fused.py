@@ -70,7 +70,7 @@ def main(target: int) -> None:
             aligned=tuple(key for key in numbers if key not in ("T", "H", "M", "tokens")),
         )  # fmt: skip
         row = {
-            "kernel": name, "target": target, "matrix": compiled.matrix,
+            "kernel": name, "target": target, "matrix": compiled.matrix, "newest": compiled.newest,
             "spilled": compiled.spilled, "shared": compiled.shared,
             "float8": "e4m3" in compiled.ptx or "kind::f8f6f4" in compiled.ptx,
         }  # fmt: skip

@@ -31,6 +31,8 @@ class Compiled(NamedTuple):
     ptx: str
     matrix: int
     """matrix instructions"""
+    newest: int
+    """those among them that are the target's own, not of the cards before it"""
     spilled: int
     """bytes of registers that spill"""
     shared: int
@@ -90,4 +92,5 @@ def compile_kernel(
     ptx = compiled.asm["ptx"]
     # tiles below the size of the newer instructions take the older ones
     matrix = sum(ptx.count(name) for name in {MATRIX[target], "mma.sync"})
-    return Compiled(ptx, matrix, spilled(ptx), compiled.metadata.shared)
+    newest = ptx.count(MATRIX[target])
+    return Compiled(ptx, matrix, newest, spilled(ptx), compiled.metadata.shared)

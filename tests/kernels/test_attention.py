@@ -346,6 +346,7 @@ ONE = AttnSlices.from_list([(0, 4, 0, 6, 0)])
         ({"backend": "flash"}, "backend 'flash' is not one of"),
         ({"q": torch.zeros(4, 4)}, r"q \(4, 4\)"),
         ({"q": torch.zeros(4, 4, 6)}, r"expected \[Tq, H, D\]"),
+        ({x: torch.zeros(4, 2, 0) for x in "qkv"}, "with D above 0"),
         ({"v": torch.zeros(5, 2, 8)}, r"v \(5, 2, 8\)"),
         ({"q": torch.zeros(4, 3, 8)}, "3 query heads are not a multiple of 2 key heads"),
         ({"k": torch.zeros(6, 0, 8), "v": torch.zeros(6, 0, 8)}, "0 key heads"),
@@ -391,3 +392,15 @@ def test_autocast_computes_in_float32() -> None:
     expected, expected_lse = attention(q, k, v.float(), slices)
     assert out.dtype == torch.float32
     assert torch.equal(out, expected) and torch.equal(lse, expected_lse)
+
+
+@pytest.mark.gpu
+def test_autocast_on_a_gpu_computes_in_its_dtype() -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    slices = AttnSlices.from_list([(0, 4, 0, 6, 0)])
+    q, k, v = (x.cuda() for x in (torch.randn(4, 2, 8), torch.randn(6, 1, 8), torch.randn(6, 1, 8)))
+    with torch.autocast("cuda", torch.bfloat16):
+        out, _ = attention(q, k, v.bfloat16(), slices)
+    expected, _ = attention(q.bfloat16(), k.bfloat16(), v.bfloat16(), slices)
+    assert out.dtype == torch.bfloat16 and torch.equal(out, expected)

@@ -3,6 +3,7 @@
 
 import math
 import sys
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -76,7 +77,7 @@ def test_a_mask_that_is_refilled_goes_to_the_kernels_that_read_it_on_the_device(
     capability: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for module in (flash4, triton_ops):  # as if all packages were there
-        monkeypatch.setattr(module, "import_refusal", lambda module, extra: None)
+        monkeypatch.setattr(module, "import_refusal", lambda *given, **more: None)
     refilled = DeviceSlices(num_queries=8, num_keys=8, max_slices=4, max_tiles=64)
     mask = builders.block_causal(8, 4)
     refilled.fill(mask)
@@ -90,7 +91,7 @@ def test_a_mask_that_is_refilled_goes_to_the_kernels_that_read_it_on_the_device(
 def test_a_captured_graph_keeps_no_mask_of_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
     q, k, v = (x.detach() for x in inputs(0, 8, 8, dtype=torch.float32))
     refilled = DeviceSlices(num_queries=8, num_keys=8, max_slices=4, max_tiles=64)
-    monkeypatch.setattr(backends, "_capturing", lambda q: True)
+    monkeypatch.setattr(backends, "capturing", lambda q: True)
     for name in ("cpu", "flex", "reference"):
         with pytest.raises(BackendError, match=f"'{name}' reads a refilled mask on the host"):
             attention(q, k, v, refilled, backend=name)
@@ -99,7 +100,7 @@ def test_a_captured_graph_keeps_no_mask_of_the_host(monkeypatch: pytest.MonkeyPa
 
 def test_flash4_leaves_deterministic_gradients_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (flash4, triton_ops):
-        monkeypatch.setattr(module, "import_refusal", lambda module, extra: None)
+        monkeypatch.setattr(module, "import_refusal", lambda *given, **more: None)
     mask = builders.block_causal(8, 4)
     assert choose("auto", on(90, deterministic=True), mask) == "triton"
     assert choose("auto", on(90, deterministic=True, needs_grad=False), mask) == "flash4"
@@ -110,8 +111,43 @@ def test_flash4_leaves_deterministic_gradients_to_others(monkeypatch: pytest.Mon
 def test_explain_knows_what_a_call_may_ask() -> None:
     q = inputs(0, 8, 8, dtype=torch.float32)[0]
     refilled = DeviceSlices(num_queries=8, num_keys=8, max_slices=4, max_tiles=64)
-    reason = explain(q, refilled, deterministic=True).reason
+    reason = explain(q.detach(), refilled, deterministic=True).reason
     assert "the same bits in every call" in reason and "a mask that is refilled" in reason
+    # for gradients the mask of the moment is taken, which is never refilled
+    assert "refilled" not in explain(q, refilled).reason
+    asked = explain(q.detach(), MASK, needs_grad=True)  # the keys need one, for instance
+    assert "no backward on a CPU" in asked.refused["flex"]
+    assert "flex" not in explain(q.detach(), MASK).refused
+    assert "flex" not in explain(q, MASK, needs_grad=False).refused
+
+
+def test_flash2_is_not_taken_for_gradients_unasked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flash2, "import_refusal", lambda *given, **more: None)
+    packed = builders.varlen([8, 8])
+    call = on(80, torch.float16, needs_grad=True)  # triton is absent or on the wrong machine
+    for module in (triton_ops, flash4):
+        monkeypatch.setattr(module, "refuses", lambda call, slices: calls.Refusal("is not here"))
+    assert choose("auto", call._replace(needs_grad=False), packed) == "flash2"
+    assert choose("auto", call, packed) == "flex"
+    assert choose("flash2", call, packed) == "flash2"
+
+
+def test_a_package_of_another_version_is_told_from_the_right_one() -> None:
+    takes = calls.import_refusal("json", "cuda", "dumps", ("obj", "indent"))
+    assert takes is None
+    found = calls.import_refusal("json", "cuda", "dumps", ("obj", "mask_mod"))
+    assert found is not None and found.missing
+    assert "json.dumps that takes mask_mod" in found.reason
+
+
+def test_a_broken_package_is_not_to_be_installed(tmp_path: Path) -> None:
+    (tmp_path / "broken_kernels.py").write_text("raise OSError('no such symbol')")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(tmp_path)
+        found = calls.import_refusal("broken_kernels", "cuda")
+    assert found is not None and found.missing
+    assert "is installed but does not import (OSError: no such symbol)" in found.reason
+    assert "pip install" not in found.reason
 
 
 @pytest.mark.parametrize(
@@ -132,6 +168,7 @@ def test_explain_knows_what_a_call_may_ask() -> None:
         ("flash2", on(90, sink=True), "takes no sink"),
         ("flash2", on(90), "takes packed samples"),
         ("flex", on(90, torch.float64), "takes no float64 on CUDA"),
+        ("flex", on(90, width=264), "head widths up to 256 on CUDA"),
         ("cpu", on(90), "runs on a CPU, not on cuda"),
         ("sdpa", on(90, softcap=True), "takes no softcap"),
         ("sdpa", on(90, deterministic=True), "gradients of keys in no fixed order"),

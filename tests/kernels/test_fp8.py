@@ -36,6 +36,18 @@ def test_rounding_in_pieces_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None
     assert whole.shape == x.shape
 
 
+def test_gradients_are_refused_not_dropped() -> None:
+    x, scale = torch.randn(3, 5, requires_grad=True), torch.ones(1)
+    for function in (quantise, torch.compile(quantise, backend="aot_eager")):
+        with pytest.raises(RuntimeError, match="fp8_quantise rounds to eight bits"):
+            function(x, scale)
+    with torch.no_grad():
+        assert not quantise(x, scale).requires_grad
+    q, w = operands(5, 32, 16)
+    with pytest.raises(RuntimeError, match="fp8_matmul rounds to eight bits"):
+        matmul(q, w, (scale, torch.ones(1, requires_grad=True)), torch.float32)
+
+
 def test_no_rows() -> None:
     assert quantise(torch.zeros(0, 5), torch.ones(1)).shape == (0, 5)
 

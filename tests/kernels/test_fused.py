@@ -153,6 +153,34 @@ def test_writing_refuses_gradients() -> None:
 
 
 @quiet
+@pytest.mark.parametrize("backend", ["reference", "triton"])
+def test_a_cache_that_kernels_would_misread_is_refused(backend: str) -> None:
+    call = cache_call()
+    keys, values, rows = call["cache"]
+    wide = torch.zeros(*keys.shape[:2], 2 * keys.shape[2], device=DEVICE)[..., ::2]
+    for cache, words in (
+        (CacheRows(keys.half(), values, rows), "expected one dtype"),
+        (CacheRows(keys, values.half(), rows), "expected one dtype"),
+        (CacheRows(wide, values, rows), "channels must lie side by side"),
+        (CacheRows(keys, wide, rows), "channels must lie side by side"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            write(call | {"cache": cache}, backend)
+
+
+@quiet
+@pytest.mark.parametrize("backend", ["reference", "triton"])
+def test_autograd_notices_what_the_write_overwrites(backend: str) -> None:
+    call = cache_call()
+    factor = torch.ones_like(call["cache"].keys, requires_grad=True)
+    product = (factor * call["cache"].keys).sum()
+    with torch.no_grad():
+        write(call, backend)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        product.backward()
+
+
+@quiet
 def test_poisoned_buffers_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
     real = torch.empty
 
@@ -250,7 +278,7 @@ def test_what_cannot_run_is_named() -> None:
     with pytest.raises(ValueError, match="no two halves"):
         silu_multiply(torch.zeros(2, 3))
     with pytest.raises(ValueError, match="takes float32, float16 and bfloat16, not torch.float64"):
-        silu_multiply(torch.zeros(2, 4, dtype=torch.float64), backend="triton")
+        silu_multiply(torch.zeros(2, 4, dtype=torch.float64, device=DEVICE), backend="triton")
 
 
 def test_the_reference_takes_float64() -> None:
@@ -280,4 +308,4 @@ def test_kernels_compile_without_spills(target: int, tmp_path: Path) -> None:
     )
     for name in quantised:
         assert rows[name]["float8"] or "matmul" not in name, rows[name]
-        assert rows[name]["matrix"] > 0 or "quantise" in name, rows[name]
+        assert rows[name]["newest"] > 0 or "quantise" in name, rows[name]

@@ -99,6 +99,25 @@ def test_compiled_gradients() -> None:
     torch.testing.assert_close(gradients(compiled, given), theirs, rtol=1e-4, atol=1e-5)
 
 
+@compiles
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_compiled_on_a_gpu(dtype: torch.dtype) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    given = [x.cuda().to(dtype) if x.ndim == 3 else x.cuda() for x in draw(3)]
+    compiled = torch.compile(attention, fullgraph=True)
+    rtol, atol = (1e-4, 1e-5) if dtype == torch.float32 else (0.05, 0.02)
+    theirs = gradients(attention, given, backend="reference")
+    torch.testing.assert_close(gradients(compiled, given), theirs, rtol=rtol, atol=atol)
+    q, k, v, _ = given
+    refilled = DeviceSlices(num_queries=12, num_keys=16, max_slices=4, max_tiles=8, device="cuda")
+    for mask in (MASK, builders.causal(12, 16)):
+        refilled.fill(mask)
+        mine = torch.compile(attention, fullgraph=True)(q, k, v, refilled)
+        torch.testing.assert_close(mine, attention(q, k, v, mask), rtol=rtol, atol=atol)
+
+
 def test_a_number_means_one_mask() -> None:
     mask = builders.causal(5)
     others = [pickle.loads(pickle.dumps(mask)), copy.deepcopy(mask), copy.copy(mask)]

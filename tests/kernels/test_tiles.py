@@ -1,5 +1,7 @@
 """Tile lists against the dense mask, and the mask that is refilled on a device."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -110,6 +112,36 @@ def test_a_refill_that_does_not_fit_changes_nothing() -> None:
         assert device.slices.rows == builders.full(4, 8).rows
         for mine, before in zip(vars(plan.by_query).values(), kept, strict=True):
             assert torch.equal(mine, before)
+
+
+def test_a_mask_is_for_calls_of_the_size_that_was_reserved() -> None:
+    device = DeviceSlices(num_queries=Q, num_keys=K, max_slices=8, max_tiles=64)
+    for rows, columns in ((Q + 1, K), (Q - 1, K), (Q, K + 1), (Q, K - 1)):
+        for leaves in (True, False):
+            q, k, v = (
+                x.detach().requires_grad_(leaves)
+                for x in inputs(0, rows, columns, dtype=torch.float32)
+            )
+            with pytest.raises(ValueError, match=f"reserved for {Q} queries and {K} keys"):
+                attention(q, k, v, device)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("backend", ["auto", "reference", "cpu", "sdpa"])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_refill_after_the_forward_changes_no_gradient(backend: Any, compiled: bool) -> None:
+    device = DeviceSlices(num_queries=Q, num_keys=K, max_slices=8, max_tiles=64)
+    first = builders.full(Q, K)
+    call = torch.compile(attention, backend="aot_eager") if compiled else attention
+    found = []
+    for mask, then in ((first, None), (device, builders.causal(Q, K))):
+        device.fill(first)
+        q, k, v = inputs(0, Q, K, dtype=torch.float32)
+        out, _ = call(q, k, v, mask, backend=backend)
+        if then is not None:
+            device.fill(then)
+        found.append(torch.autograd.grad(out.sum(), (q, k, v)))
+    torch.testing.assert_close(found[1], found[0])
 
 
 @pytest.mark.parametrize("backend", ["auto", "reference", "cpu", "sdpa", "flex"])
