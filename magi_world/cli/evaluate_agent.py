@@ -3,19 +3,18 @@
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from magi_world.cli.evaluate import RealGame
-from magi_world.cli.output import emit_json, say
+from magi_world.cli.output import emit_json, emit_markdown, say
 from magi_world.cli.worlds import AsJson, Device, DType
-
-if TYPE_CHECKING:
-    from magi_world.world import World
 
 GAMES = 10
 """real games played side by side"""
+WIDTH = 220
+"""columns of a table that is not printed to a terminal"""
 
 
 class Seeds(StrEnum):
@@ -88,6 +87,16 @@ def evaluate_agent(
             "this wide, end in it."
         ),
     ] = None,
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="With --table: print Markdown, as README has it.")
+    ] = False,
+    update_card: Annotated[
+        bool,
+        typer.Option(
+            "--update-card",
+            help="With --table: write its lines into the card of the world, world.json.",
+        ),
+    ] = False,
     device: Device = None,
     dtype: DType = None,
     as_json: AsJson = False,
@@ -106,12 +115,19 @@ def evaluate_agent(
     from magi_world.world import load
 
     where = ["dream", "real"] if real == dream else ["real"] if real else ["dream"]
+    if markdown and as_json:
+        raise typer.BadParameter("excludes --json", param_hint="'--markdown'")
     if table:
-        loaded = load(world, device=device, dtype=dtype) if rerun else None
-        _table(results, loaded, game, where, seeds, plot, bands, as_json=as_json)
+        _table(
+            results, world, game, where, seeds, plot, bands,
+            rerun=rerun, card=update_card, markdown=markdown, as_json=as_json,
+            device=device, dtype=dtype,
+        )  # fmt: skip
         return
-    for name, given in (("rerun", rerun or None), ("plot", plot), ("bands", bands)):
-        if given is not None:
+    only = {"rerun": rerun, "plot": plot, "bands": bands, "markdown": markdown,
+            "update-card": update_card}  # fmt: skip
+    for name, given in only.items():
+        if given is not None and given is not False:  # 0 was given, too
             raise typer.BadParameter("goes with --table only", param_hint=f"'--{name}'")
     if record is not None:  # what cannot be written is said before hours of play
         check_folder(record.parent)
@@ -151,16 +167,22 @@ def evaluate_agent(
 
 def _table(
     folder: Path,
-    world: "World | None",
+    world: str,
     game: str | None,
     where: list[str],
     seeds: Seeds,
     plot: Path | None,
     bands: float | None,
     *,
+    rerun: bool,
+    card: bool,
+    markdown: bool,
     as_json: bool,
+    device: str | None,
+    dtype: str | None,
 ) -> None:
-    """Print the table of the recorded rows; with a world, play those of the places again."""
+    """Print the table of the recorded rows, and whatever else was asked for beside it."""
+    from magi_world.agents.files import world_hash
     from magi_world.agents.results import read_results, replay
     from magi_world.agents.results_bands import format_bands, make_bands
     from magi_world.agents.results_table import (
@@ -170,33 +192,54 @@ def _table(
         plot_lines,
     )
     from magi_world.cli.games import real_game
+    from magi_world.evaluation.card import update_card
+    from magi_world.world import load
 
     rows = read_results(folder)
     lines = make_lines(rows, seeds.value)
     banded = None if bands is None else make_bands(rows, bands)
+    loaded = load(world, device=device, dtype=dtype) if rerun or card else None
     if plot is not None:
         plot_lines(lines, plot)
         say(f"plot: {plot}")
+    if loaded is not None and card:
+        own = [line for line in lines if line["world"] in (None, world_hash(loaded))]
+        update_card(loaded, {"agents": own})
+        say(f"card updated: {loaded.folder}")
     replayed = None
-    if world is not None:
+    if loaded is not None and rerun:
         chosen = [row for row in rows if row["where"] in where and row["seeds"] == seeds.value]
         real = any(row["where"] == "real" for row in chosen)
-        replayed = replay(world, chosen, real_game(world, game) if real else None)
+        replayed = replay(loaded, chosen, real_game(loaded, game) if real else None)
     if as_json:
         more = {"bands": banded, "replayed": replayed}
         found = {name: part for name, part in more.items() if part is not None}
         emit_json({"table": lines, **found} if found else lines)
         return
-    print_table(format_lines(lines, seeds.value))
+    tables = [format_lines(lines, seeds.value)]
     if banded:
-        print_table(format_bands(banded))
+        tables.append(format_bands(banded))
     if replayed is not None:
-        print_table(format_replayed(replayed))
+        tables.append(format_replayed(replayed))
+    for index, one in enumerate(tables):
+        if markdown:
+            print("\n" * bool(index), end="")
+            emit_markdown(one)
+        else:
+            print_table(one)
 
 
 def print_table(table: Any) -> None:
-    """Print a table of rich, as wide as it is where nobody watches."""
+    """Print a table of rich, as wide as it is where nobody watches.
+
+    Where a terminal is too narrow for it, cells are folded: a number that is cut off says nothing.
+    """
     from rich.console import Console
 
     # a file or a pipe has no width that a table should be squeezed into
-    Console(width=None if sys.stdout.isatty() else 220).print(table)
+    console = Console(width=None if sys.stdout.isatty() else WIDTH)
+    whole = console.measure(table, options=console.options.update(max_width=10 * WIDTH))
+    if whole.maximum > console.width:
+        for column in table.columns:
+            column.no_wrap, column.overflow = False, "fold"
+    console.print(table)

@@ -3,7 +3,10 @@
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 def say(text: str) -> None:
@@ -27,6 +30,15 @@ def emit_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> Non
             for text, width, right in zip(line, widths, numeric, strict=True)
         ]
         print("  ".join(cells).rstrip())
+
+
+def emit_markdown(table: "Table") -> None:
+    """Write a table of rich to standard output in Markdown, with the alignment of its columns."""
+    columns = [list(map(str, (column.header, *column.cells))) for column in table.columns]
+    rule = ["---:" if column.justify == "right" else "---" for column in table.columns]
+    header, *rows = zip(*columns, strict=True)
+    for cells in (header, rule, *rows):
+        print("| " + " | ".join(text.replace("|", "\\|") for text in cells) + " |")
 
 
 def emit_pairs(values: Mapping[str, Any]) -> None:

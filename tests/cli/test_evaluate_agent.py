@@ -1,6 +1,7 @@
 """`evaluate-agent` and `train-agent` beyond their simplest form: rows, table, real game, resume."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,8 @@ def test_rows_are_recorded_and_the_table_is_printed_of_them(
     assert [line["label"] for line in result.data] == [
         "no-op", "best sweep", "PPO in the dream", "PPO in the dream, frozen", "careful",
     ]  # fmt: skip
-    ppo = result.data[2]
+    lines = result.data
+    ppo = lines[2]
     assert ppo["validation_tics"] == sum(
         row["played_tics"] for row in rows
         if row["seeds"] == "validation" and row["agent"] == "agent"
@@ -60,15 +62,27 @@ def test_rows_are_recorded_and_the_table_is_printed_of_them(
     assert "that end in it" not in printed.out
     assert "that end in it" in run("evaluate-agent", "--table", "--bands", 2).out
     banded = run("evaluate-agent", "--table", "--bands", 2, "--json").data
-    assert banded["table"] == result.data and banded["bands"][0]["label"] == "no-op"
+    assert banded["table"] == lines and banded["bands"][0]["label"] == "no-op"
 
     result = run("evaluate-agent", "--table", "--rerun", "--world", tiny_world_path, "--json")
     assert result.code == 0, result.err
-    assert len(result.data["replayed"]) == 4 + len(rows)
+    final = [row for row in rows if row["seeds"] == "final"]
+    assert len(result.data["replayed"]) == 4 + len(final) < 4 + len(rows)
     assert all(row["same"] == row["episodes"] == 3 for row in result.data["replayed"])
     assert "3 of 3" in run(
-        "evaluate-agent", "--table", "--rerun", "--real", "--world", tiny_world_path
+        "evaluate-agent", "--table", "--rerun", "--real", "--world", tiny_world_path,
+        "--seeds", "validation",
     ).out  # fmt: skip
+
+    printed = run("evaluate-agent", "--table", "--markdown", "--bands", 2)
+    table, bands = (part.splitlines() for part in printed.out.split("\n\n"))
+    assert len(table) == 2 + len(lines) and len({line.count("|") for line in table}) == 1
+    assert table[0].startswith("| agent | policy | in the dream | in reality |")
+    assert table[1].startswith("| --- | --- | ---: |") and bands[0].startswith("| agent |")
+    shutil.copytree(tiny_world_path, "world")
+    assert run("evaluate-agent", "--table", "--world", "world", "--update-card").code == 0
+    card = json.loads(Path("world/world.json").read_text())
+    assert card["agents"] == lines
 
 
 @pytest.mark.parametrize(
@@ -77,6 +91,9 @@ def test_rows_are_recorded_and_the_table_is_printed_of_them(
         (["evaluate-agent", "--rerun"], "'--rerun'"),
         (["evaluate-agent", "--plot", "a.png"], "'--plot'"),
         (["evaluate-agent", "--bands", "0"], "'--bands'"),
+        (["evaluate-agent", "--markdown"], "'--markdown'"),
+        (["evaluate-agent", "--table", "--markdown", "--json"], "excludes --json"),
+        (["evaluate-agent", "--update-card"], "'--update-card'"),
         (["evaluate-agent", "--table"], "no results in docs/results"),
         (["evaluate-agent", "--batch", "0"], "--batch"),
         (["train-agent", "--out", "a", "--kind", "linear", "--real"], "'--real'"),
