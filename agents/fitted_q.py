@@ -43,16 +43,19 @@ from magi_world.agents.fitted_q_files import (
     tics_beyond,
 )
 from magi_world.agents.fitted_q_learning import VALUES, FittedQ, measure, update
-from magi_world.agents.moments import Dreamer, dream_moments
+from magi_world.agents.moments import Dreamer, dream_moments, moment_bytes
 from magi_world.agents.ppo_actor import check_signals, full_reward, learned_from
 from magi_world.agents.ppo_agent import PPOAgent
-from magi_world.errors import ConfigError
+from magi_world.disk import check_disk
+from magi_world.errors import AgentError, ConfigError
 from magi_world.training.encoding import mirrored_latents
 from magi_world.training.store import Store
 from magi_world.world import World
 
 HELD = "fitted-q-held"
 """section of a recipe: settings for an agent that learns by another's values"""
+DREAMING = "dreaming_seconds"
+"""what `agent.json` says of the time in which its moments were dreamed, in all runs together"""
 _MEASURED = 500
 """updates between two measurements"""
 
@@ -190,10 +193,11 @@ def train(
         show: draw a progress line on stderr.
 
     Raises:
-        AgentError: the world has no outcome heads or lacks a signal of `signal_weights`, or has
-            players; `values` is another kind of agent or has other settings of what it sees, of
-            reward or discount; `moments` were dreamed in another world, from other data or by
-            other settings, or are gone; or there is nothing to resume, or of other data.
+        AgentError: the disk is too small for the moments; the world has no outcome heads or lacks
+            a signal of `signal_weights`, or has players; `values` is another kind of agent or has
+            other settings of what it sees, of reward or discount; `moments` were dreamed in another
+            world, from other data or by other settings, or are gone; or there is nothing to resume,
+            or of other data.
         ConfigError: `mirror` names something else than the world's prompts, or one twice.
         DatasetError: the data has no moments, or too few.
     """
@@ -230,11 +234,18 @@ def check(world: World, args: Args) -> None:
     exchanged(args.mirror, world.card["prompts"])
 
 
+def _taken_bytes(folder: Path) -> int:
+    """Bytes of the moments that are there already."""
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+
+
 def _learn(training: FittedQ, world: World, store: Store, out: Path, *, show: bool) -> None:
     """Dream what is missing of the moments, and update until the budget is used."""
     from torch.utils.tensorboard import SummaryWriter
 
     args = training.args
+    needed = moment_bytes(world, args.hold) * args.moments - _taken_bytes(out / MOMENTS)
+    check_disk(out, max(0, needed), AgentError)
     full = full_reward(world, args)
     dreamer = Dreamer(
         world, store, partial(learned_from, args=args, full_reward=full), history=args.history,
@@ -248,10 +259,17 @@ def _learn(training: FittedQ, world: World, store: Store, out: Path, *, show: bo
         writer.add_text("args", json.dumps(asdict(args), indent=2), training.updates)
         task = bar.add_task("first moments", total=float(args.moments))
         training.save(out)  # what a training that is stopped while it dreams goes on from
+        dreaming, begin = training.counters.get(DREAMING, 0), time.monotonic()
+
+        def on_part(done: int) -> None:
+            bar.update(task, completed=done, description=f"{done:,} moments")
+            training.counters[DREAMING] = dreaming + round(time.monotonic() - begin)
+            training.save(out)
+
         moments = dream_moments(
             dreamer, store, out / MOMENTS, count=args.moments, seed=args.seed,
             earliest=args.earliest, taken=taken(training.description), workers=args.workers,
-            say=lambda done: bar.update(task, completed=done, description=f"{done:,} moments"),
+            say=on_part,
         )  # fmt: skip
         before = training.description.get(VALUES, {"trained": {"steps": 0}})
         training.steps = moments.reward.numel() + before["trained"]["steps"]

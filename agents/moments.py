@@ -55,6 +55,12 @@ class Moments:
         return len(self.row)
 
 
+def moment_bytes(world: World, hold: int) -> int:
+    """Bytes that a moment takes on the disk, whose actions are held for so many chunks."""
+    chunk = 2 * int(np.prod(world.config.latent_shape)) + 8  # with what it gives and ends
+    return len(world.card["prompts"]) * hold * chunk + 8
+
+
 Judge = Callable[[Chunk], tuple[Tensor, Tensor]]
 """what is learned from n chunks and the share that goes on behind each, float32 `[n]` both"""
 

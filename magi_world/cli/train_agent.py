@@ -142,6 +142,7 @@ def train_agent(
     from magi_world.agents.ppo_real import REAL_SETTINGS
     from magi_world.agents.recipe import available, recipe_settings
     from magi_world.cli.games import real_game
+    from magi_world.disk import check_folder
     from magi_world.world import load
 
     if kind is not Kind.PPO and (real or steps is not None):
@@ -167,6 +168,7 @@ def train_agent(
         )
     if resume and recipe is not None:
         raise typer.BadParameter("OUT's settings go on with --resume", param_hint="'--recipe'")
+    check_folder(out)
     if not resume and (out / "agent.json").exists():
         raise AgentError(f"{out} holds an agent already: --resume it or choose another folder")
     given = {"seed": seed, "temperature": temperature}
@@ -244,4 +246,4 @@ def _data_of(world: "LoadedWorld", data: list[Path] | None, run: Path | None, ou
 
     if data:
         return read_encoded(world, dataset_folders(data), out, Console(stderr=True))
-    return encoded_store(run or out)
+    return encoded_store(world, run or out)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from magi_world.checkpoints.world_format import Bank
 from magi_world.errors import ConfigError, DatasetError
 from magi_world.players import chunk_prompts
+from magi_world.training.encoding import encoded_by
 from magi_world.training.store import Store, open_store
 from magi_world.world import World
 
@@ -96,22 +97,28 @@ def with_more_clips(
     its weights with the one given.
 
     Raises:
-        DatasetError: ``run`` is no folder of a training with encoded data, or see `make_bank`.
+        DatasetError: see `encoded_store` and `make_bank`.
         ConfigError: see `make_bank`.
     """
-    store = encoded_store(run)
+    store = encoded_store(world, run)
     other = copy.copy(world)
     other.bank = make_bank(world, store, clips, eventful=eventful, soon=soon)
     return other
 
 
-def encoded_store(run: Path) -> Store:
-    """The data of a run of train-world, encoded by its VAE.
+def encoded_store(world: World, run: Path) -> Store:
+    """The data of a run of train-world, encoded by the VAE of a world.
 
     Raises:
-        DatasetError: the folder has none.
+        DatasetError: the folder has none, or latents of another VAE.
     """
     folder = run / "store"
     if not (folder / "latents.npy").exists():
         raise DatasetError(f"{run} is no folder of train-world: {folder}/latents.npy misses")
-    return open_store(folder)
+    store = open_store(folder)
+    if not encoded_by(world, store):
+        raise DatasetError(
+            f"{folder}/latents.npy is of another VAE than {world.name!r} has: name the world that "
+            f"was trained there, such as --world {run / 'world'}"
+        )
+    return store

@@ -19,6 +19,7 @@ from magi_world.training.store import Store, told_if_damaged
 from magi_world.world import World
 
 _ENCODE_BATCH = 64  # chunks
+_TRIED = 8  # chunks that tell one VAE from another
 
 
 def scale_note(store: Store) -> Path:
@@ -49,6 +50,21 @@ def encode_store(
     os.replace(partial, store.latents_path)
     note.write_text(json.dumps({"scale_factor": 1 / deviation}))
     return 1 / deviation
+
+
+@torch.inference_mode()
+def encoded_by(world: World, store: Store) -> bool:
+    """Whether the latents of a store are those that a world's VAE gives, seen by a few chunks."""
+    frames, latents = store.frames, store.latents()
+    if frames.shape[1:] != world.config.frames_shape or (
+        latents.shape[1:] != world.config.latent_shape
+    ):
+        return False
+    rows = np.linspace(0, len(frames) - 1, num=min(_TRIED, len(frames)), dtype=np.int64)
+    found = world.encode(np.ascontiguousarray(frames[rows])).cpu().numpy()
+    apart = np.sqrt(np.square(found - latents[rows].astype(np.float32)).mean())
+    # float16 and another machine's rounding are far below; another VAE is about as far as 1
+    return bool(apart < 0.05)
 
 
 def mirrored_latents(world: World, store: Store, console: Console) -> NDArray[np.float16]:

@@ -78,7 +78,10 @@ def read_store(
     if (folder / "table.npz").exists():
         known = _sources(note) or sources
         if not sources or known == sources:
-            return open_store(folder)
+            store = open_store(folder)
+            left = 0 if store.latents_path.exists() else store_bytes(config, 0, len(store.action))
+            check_disk(out, needed(0) + left, DatasetError)
+            return store
         if any(out.glob("*.checkpoint.safetensors")):  # else nothing was learned from it yet
             raise RecipeError(
                 f"{folder} was read from other data, {known}, not from {sources}: choose another "
@@ -124,11 +127,11 @@ def _disk_needed(recipe: Recipe, chunks: int) -> int:
     return store_bytes(config, chunks) + int(1.1 * parameters * _CHECKPOINT_BYTES)
 
 
-def store_bytes(config: WorldConfig, chunks: int) -> int:
-    """Bytes of a store with latents, an upper estimate."""
+def store_bytes(config: WorldConfig, chunks: int, encoded: int | None = None) -> int:
+    """Bytes of so many chunks and of the latents of so many, by default all; an upper estimate."""
     frames = config.chunk_frames * config.height * config.width * 3
     latents = 2 * int(np.prod(config.latent_shape))
-    return int(1.1 * chunks * (frames + latents))
+    return int(1.1 * (chunks * frames + (chunks if encoded is None else encoded) * latents))
 
 
 def _check_recipe(store: Store, recipe: Recipe) -> None:

@@ -43,4 +43,4 @@ def world(trained: Path) -> World:
 
 @pytest.fixture(scope="module")
 def store(trained: Path) -> Store:
-    return encoded_store(trained)
+    return encoded_store(load(trained / "world"), trained)

@@ -30,7 +30,7 @@ from magi_world.training.teacher_forcing import (
     concatenate_captions,
     generate_one_step_ahead,
 )
-from magi_world.world import World
+from magi_world.world import World, load
 from tests.training.toy import SMALL_FITTED_Q as SMALL
 from tests.training.toy import record
 
@@ -195,7 +195,7 @@ def test_training_leaves_an_agent_that_can_go_on(
     assert agent.greedy and agent.description["kind"] == KIND
     told = json.loads((tmp_path / "one" / "agent.json").read_text())
     assert told["trained_in"] == "dream"
-    assert told["trained"]["updates"] == 6
+    assert told["trained"]["updates"] == 6 and "dreaming_seconds" in told["trained"]
     assert (
         told["trained"]["steps"] == 3 * len(sequences(store, 11, HISTORY, torch.Generator())) * 7
     )  # all that there are
@@ -310,9 +310,10 @@ def test_data_can_be_other_than_the_worlds(
     out = tmp_path / "new"
     assert main([*words, "--out", str(out), *new]) == 0
     told = json.loads(capsys.readouterr().out)
-    both = encoded_store(out)
+    world = load(trained / "world")
+    both = encoded_store(world, out)
     assert told["real_tics"] == sum(tics_by_source(both).values()) - int(
-        encoded_store(trained).valid.sum()
+        encoded_store(world, trained).valid.sum()
     )
     said = json.loads((out / "agent.json").read_text())
     assert said["data"] == {"toy-other-v0": told["real_tics"]}
@@ -320,7 +321,7 @@ def test_data_can_be_other_than_the_worlds(
     assert main([*words, "--out", str(held), "--data", str(data), *values]) == 0
     assert json.loads(capsys.readouterr().out)["real_tics"] == told["real_tics"]
     # the latents are those that the world's training saw, but for its weights' bfloat16
-    first = encoded_store(trained).latents().astype(np.float32)
+    first = encoded_store(world, trained).latents().astype(np.float32)
     assert np.allclose(both.latents()[: len(first)], first, atol=0.05)
     assert main([*words[:-3], "--set=batch_size=16", "--set=history=2", "--set=moments=40",
                  "--set=updates=3", "--out", str(out), "--resume"]) == 0  # fmt: skip

@@ -13,7 +13,7 @@ from magi_world.cli import main
 from magi_world.errors import AgentError
 from magi_world.training.bank import encoded_store
 from magi_world.training.store import Store
-from magi_world.world import World
+from magi_world.world import World, load
 from tests.training.toy import SMALL_FITTED_Q as SMALL
 from tests.training.toy import record
 
@@ -77,7 +77,7 @@ def test_more_data_needs_only_its_own_dreams(
     assert main([*new, "--moments", str(first), "--out", str(both)]) == 0
     told = json.loads(capsys.readouterr().out)
     assert torch.equal(rows(both, "0000.safetensors"), rows(first, "0000.safetensors"))
-    before = len(encoded_store(first).valid)
+    before = len(encoded_store(load(trained / "world"), first).valid)
     fresh = rows(both, "0001.safetensors")
     assert fresh.min() >= before > rows(first, "0000.safetensors").max()
     said = json.loads((both / "agent.json").read_text())

@@ -261,6 +261,10 @@ def test_a_full_disk_is_noticed_first(
     assert not (tmp_path / "run").exists()
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=10**9))
     run(recipe, [data], tmp_path / "run")
+    # what was read before needs no room again, the checkpoints and latents do
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    with pytest.raises(DatasetError, match="GB of disk needed under .*run, 0.00 GB free"):
+        run(recipe, [], tmp_path / "run")
 
 
 def test_what_nobody_has_learned_from_is_read_anew(

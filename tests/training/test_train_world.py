@@ -21,6 +21,7 @@ from magi_world.errors import (
 from magi_world.training import run
 from magi_world.training.bank import events, make_bank, with_more_clips
 from magi_world.training.dit_stage import DiTStage
+from magi_world.training.encoding import encoded_by
 from magi_world.training.recipe import Recipe
 from magi_world.training.store import open_store
 from magi_world.world import load
@@ -345,6 +346,17 @@ def test_more_clips_come_from_the_data_of_a_run(trained: Path) -> None:
     assert len(few.bank) == few.bank.num_openings + 2
     with pytest.raises(DatasetError, match="no folder of train-world"):
         with_more_clips(world, trained / "world", clips=2)
+
+
+def test_latents_of_another_vae_are_told_from_a_worlds_own(trained: Path) -> None:
+    """A world that was trained anew has data which the shipped one would misread."""
+    world = load(trained / "world")
+    assert encoded_by(world, open_store(trained / "store"))
+    with torch.no_grad():
+        for weight in world.vae.encoder.last_layer.parameters():
+            weight.add_(0.2)
+    with pytest.raises(DatasetError, match=r"latents.npy is of another VAE .* --world .*/world"):
+        with_more_clips(world, trained, clips=2)
 
 
 def test_eventful_clips_end_before_something_happens(trained: Path) -> None:
