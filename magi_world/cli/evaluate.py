@@ -80,12 +80,13 @@ def evaluate(
         bool, typer.Option("--tables-only", help="Measure those tables and nothing else.")
     ] = False,
     card: Annotated[
-        bool,
+        bool | None,
         typer.Option(
             "--update-card/--no-update-card",
-            help="Write the numbers into the world's card, world.json.",
+            help="Write the numbers into the world's card, world.json; by default if the world is "
+            "a folder, not one that ships.",
         ),
-    ] = True,
+    ] = None,
     steps: Steps = None,
     temperature: Temperature = 1.0,
     seed: Annotated[int, typer.Option(min=0, help="Seeds clips, noise and drawn actions.")] = 0,
@@ -155,7 +156,7 @@ def evaluate(
             tables=tables,
             say=say,
         )
-    if card:
+    if Path(world).is_dir() if card is None else card:
         try:
             update_card(loaded, card_entries(report))
             say(f"card updated: {loaded.folder}")

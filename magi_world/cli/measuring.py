@@ -164,8 +164,8 @@ def print_report(report: Mapping[str, Any]) -> None:
     if "kv_ranges" in report:
         table = report["kv_ranges"]
         title = (
-            f"KV ranges, chunks; clips behind {table['prefix_chunks']} real chunks; the heads that "
-            f"give the AUC were trained at {table['trained_at']}"
+            f"KV ranges, chunks; clips behind {table['prefix_chunks']} real chunks; DiT and heads "
+            f"were trained at {', '.join(map(str, table['trained_at']))}"
         )
         _print_table(title, table["rows"], ("kv_range", *PSNR_COLUMNS))
     if "denoising_steps" in report:

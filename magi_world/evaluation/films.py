@@ -44,7 +44,7 @@ def film_behaviours(
 
     A film goes on where the world says that the episode is over, so that all have the same length:
     the fewest whole chunks that last `seconds`. `ended_at` are the chunks at which it said so. A
-    strip shows the last frame of chunks at even distances.
+    strip shows the last frame of chunks at even distances, in two rows.
 
     Raises:
         MissingPackage: PyAV or Pillow is not installed.
@@ -66,9 +66,7 @@ def film_behaviours(
 
         video = out / f"dream_{name}.mp4"
         count = write_mp4(video, film(), world.config.fps)
-        shown = pictures[:PICTURES]
-        label = f"dream under {name}: every {every}th of {chunks} chunks from the opening"
-        write_png(video.with_suffix(".png"), strip([(label, np.stack(shown))]))
+        write_png(video.with_suffix(".png"), _strip(name, pictures[:PICTURES], every, world))
         result[name] = {
             "video": video.name,
             "strip": video.with_suffix(".png").name,
@@ -78,6 +76,19 @@ def film_behaviours(
         }
         say(f"film of {name}: {count} frames")
     return result
+
+
+def _strip(name: str, pictures: list[Frames], every: int, world: World) -> Frames:
+    """Pictures of a film in two rows, each labelled with the time of its first and last one."""
+    gap = every * world.config.chunk_frames / world.config.fps
+    half = -(-len(pictures) // 2)
+    pictures = pictures + [np.zeros_like(pictures[0])] * (2 * half - len(pictures))
+    rows: list[tuple[str, Frames]] = []
+    for first in (0, half):
+        times = f"{(first + 1) * gap:.1f} to {(first + half) * gap:.1f} s"
+        label = f"dream under {name}, {times} after the opening, a picture every {gap:.1f} s"
+        rows.append((label, np.stack(pictures[first : first + half])))
+    return strip(rows)
 
 
 def _play(

@@ -11,6 +11,7 @@ import pytest
 import typer
 
 from magi_world import agents
+from magi_world import world as world_module
 from magi_world.agents.random_agent import NoOp
 from magi_world.cli.measuring import (
     hazard_rows,
@@ -58,6 +59,23 @@ def test_tables_alone_are_printed_and_reach_the_card(
     assert any(line.split()[:3] == ["kv_range", "psnr_1", "psnr_5"] for line in titles)
     assert any(line.startswith("denoising steps; hazard over 2 histories") for line in titles)
     assert "agent_steps_per_s" in result.out
+
+
+def test_the_card_of_a_world_that_ships_is_only_changed_when_asked(
+    run: Run, tiny_world_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    fake_game: type[FakeGame],
+) -> None:  # fmt: skip
+    folder = tmp_path / "shipped"
+    shutil.copytree(tiny_world_path, folder)
+    before = (folder / "world.json").read_bytes()
+    load_world = world_module.load
+    monkeypatch.setattr(world_module, "load", lambda name, **options: load_world(folder))
+    command = ("evaluate", "tiny", "--out", tmp_path / "out", "--episodes", 2, "--clips", 1,
+               "--kv-ranges", "2", "--tables-only")  # fmt: skip
+    assert run(*command).code == 0
+    assert (folder / "world.json").read_bytes() == before
+    assert run(*command, "--update-card").code == 0
+    assert "kv_ranges" in json.loads((folder / "world.json").read_text())
 
 
 def test_wrong_tables_are_refused_before_anything_is_played(
