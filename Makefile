@@ -4,7 +4,7 @@
 #   make demo         an agent learns in the generated Doom and is scored in the real one
 #   make test         the test suite
 #   make lint         ruff and mypy
-#   make train-doom   everything that ships for Doom, from an empty folder
+#   make train-doom   a world and an agent for Doom as the recipes are now, from an empty folder
 #   make train-pong   the same for two-player Pong
 #   make test-rllib   RLlib over the environments, in an environment of its own
 #
@@ -52,8 +52,10 @@ train-doom: $(VENV)/test.stamp
 	$(BIN)/magi-world train-world doom_take_cover --data $(DOOM)/data --out $(DOOM)/round1 \
 		--init $(DOOM)/round0/world --stage dit --stage outcome
 	$(BIN)/magi-world evaluate $(DOOM)/round1/world --data $(DOOM)/data --out $(DOOM)/report
-	$(BIN)/magi-world train-agent --kind fitted-q --world $(DOOM)/round1/world --out $(DOOM)/agent \
+	$(BIN)/magi-world train-agent --kind fitted-q --world $(DOOM)/round1/world --out $(DOOM)/values \
 		--starts-from $(DOOM)/round1
+	$(BIN)/magi-world train-agent --kind fitted-q --world $(DOOM)/round1/world --out $(DOOM)/agent \
+		--starts-from $(DOOM)/round1 --values $(DOOM)/values
 	$(BIN)/magi-world evaluate-agent --world $(DOOM)/round1/world --agent $(DOOM)/agent
 
 PONG := runs/pong_duel
