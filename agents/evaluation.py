@@ -33,6 +33,8 @@ BLIND = (NoOp, Sticky, Sweep)
 """agents that only count the rows they are given"""
 COMPARED = ("random", "sweep")
 """agents beside which every row says how far it lies above them"""
+_LEAST = 8
+"""slots below which leaving some out saves nothing"""
 FIRST_SEEDS = {"final": 10_000, "validation": 20_000}
 """Episode i is played with seed first + i. Nothing is ever chosen by a score on the final seeds."""
 
@@ -48,28 +50,37 @@ def play_dream(
 ) -> Returns:
     """Play episodes in the world, `batch` at a time, from the opening to the end or the horizon.
 
-    Slot and agent row of episode i are seeded with `first_seed + i`. Every forward has the same
-    width: a short last batch is filled with episodes that are not counted. `tick` is told how many
-    episodes have just ended. Returns float64 `[episodes]`.
+    Slot and agent row of episode i are seeded with `first_seed + i`. A batch begins at full width,
+    a short last one filled with episodes that are not counted; once half of its slots have ended
+    the others go on without them, so that long episodes do not carry the short ones along. The same
+    call gives the same returns; another width rounds otherwise. `tick` is told how many episodes
+    have just ended. Returns float64 `[episodes]`.
     """
     width = min(batch, episodes)
     returns = np.zeros(-(-episodes // width) * width)
     prompts: list[str] = world.card["prompts"]
-    rollout = world.rollout(width)
+    whole = world.rollout(width)
     for start in range(0, episodes, width):
         counted = torch.arange(start, start + width) < episodes
         live = counted.clone()
+        rollout, slots = whole, torch.arange(width)  # and the row of each slot
         chunk = rollout.reset(seeds=range(first_seed + start, first_seed + start + width))
         agent.reset(width, seed=first_seed + start)
         _retire(agent, (~live).nonzero().flatten().tolist())
+        seen = (chunk.frames if agent.observations == "frames" else chunk.latents).clone()
         while live.any():
-            actions = agent.act(chunk.frames if agent.observations == "frames" else chunk.latents)
-            chunk = rollout.step([prompts[action] for action in actions])
-            returns[start : start + width] += (chunk.reward.cpu() * live).numpy()
-            over = chunk.terminated.cpu() | (rollout.chunk_index >= world.card["horizon"])
+            actions = agent.act(seen)
+            chunk = rollout.step([prompts[actions[row]] for row in slots.tolist()])
+            seen[slots] = chunk.frames if agent.observations == "frames" else chunk.latents
+            returns[start + slots.numpy()] += (chunk.reward.cpu() * live[slots]).numpy()
+            over = torch.zeros(width, dtype=torch.bool)
+            over[slots] = chunk.terminated.cpu() | (rollout.chunk_index >= world.card["horizon"])
             tick(int((live & over).sum()))
             _retire(agent, (live & over).nonzero().flatten().tolist())
             live &= ~over
+            going_on = live[slots].nonzero().flatten()
+            if _LEAST <= 2 * len(going_on) <= len(slots):
+                rollout, slots = rollout.fork(going_on.tolist()), slots[going_on]
     return returns[:episodes]
 
 

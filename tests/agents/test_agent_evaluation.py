@@ -1,6 +1,7 @@
 """Playing agents in dream and reality: every episode counted once, under its own seed."""
 
 from collections.abc import Sequence
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from magi_world.agents import BASELINES, Agent, load
+from magi_world.agents import BASELINES, Agent, evaluation, load
 from magi_world.agents.evaluation import (
     compare_with_blind,
     describe_policy,
@@ -26,6 +27,7 @@ from magi_world.agents.evaluation import (
 from magi_world.agents.random_agent import NoOp, Random, Sweep
 from magi_world.envs.doom import TakeCoverGame
 from magi_world.errors import AgentError
+from magi_world.sampling.rollout import Rollout
 from magi_world.world import World
 from tests.tiny_duel import make_tiny_duel
 
@@ -57,6 +59,13 @@ class FakeRollout:
         self.widths.append(len(prompts))
         self.chunk_index += 1
         return self._chunk()
+
+    def fork(self, slots: Sequence[int]) -> "FakeRollout":
+        other = FakeRollout(len(slots))
+        other.widths = self.widths
+        other.seeds = [self.seeds[slot] for slot in slots]
+        other.chunk_index = self.chunk_index[list(slots)]
+        return other
 
     def _chunk(self) -> SimpleNamespace:
         seed_B = torch.tensor(self.seeds)
@@ -157,7 +166,7 @@ def real_return(seed: int) -> float:
 
 @settings(deadline=None)
 @given(
-    episodes=st.integers(1, 9), first=st.integers(0, 100), width=st.integers(1, 5),
+    episodes=st.integers(1, 20), first=st.integers(0, 100), width=st.integers(1, 20),
     blind=st.booleans(),
 )  # fmt: skip
 def test_every_episode_counts_once(episodes: int, first: int, width: int, blind: bool) -> None:
@@ -179,10 +188,33 @@ def test_every_episode_counts_once(episodes: int, first: int, width: int, blind:
     assert FakeGame.open_games == 0
 
 
-def test_the_dream_runs_at_one_width() -> None:
+def test_a_short_batch_is_filled() -> None:
     world = fake_world()
     play_dream(world, NoOp(), episodes=5, first_seed=0, batch=3)
     assert set(world.rollouts[0].widths) == {3}
+
+
+@pytest.mark.parametrize("name", ["noop", "sticky"])
+def test_what_has_ended_is_dreamed_no_further(
+    name: str, tiny_world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step, widths = Rollout.step, []
+
+    def counted(rollout: Rollout, prompts: Sequence[str]) -> Any:
+        widths.append(rollout.batch_size)
+        return step(rollout, prompts)
+
+    monkeypatch.setattr(Rollout, "step", counted)
+    agent = load(name, world=tiny_world)
+    play = partial(play_dream, tiny_world, agent, episodes=40, first_seed=3, batch=32)
+    fewer = play()
+    short = sum(widths)
+    assert widths[0] == 32 and min(widths) < 32
+    widths.clear()
+    monkeypatch.setattr(evaluation, "_LEAST", 10**6)
+    whole = play()
+    assert set(widths) == {32} and short < sum(widths)
+    np.testing.assert_allclose(fewer, whole, rtol=1e-4)
 
 
 @pytest.mark.parametrize("form", ["latent", "frames"])
