@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from magi_world.cli import main
 from tests.tiny_duel import make_tiny_duel
 
 ROOT = Path(__file__).parent.parent
@@ -59,6 +60,15 @@ def test_first_example_fits_on_the_screen() -> None:
 def test_example_runs_as_printed(example: str, tmp_path: Path) -> None:
     printed = run(example, cwd=tmp_path)
     assert bool(printed) == ("print(" in example)
+
+
+def test_the_table_of_agents_is_the_one_that_is_printed(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    assert main(["evaluate-agent", "--table", "--markdown"]) == 0
+    printed = capsys.readouterr().out
+    assert printed in README, "type `magi-world evaluate-agent --table --markdown`"
 
 
 def test_magi1_section_runs_as_printed(tmp_path: Path) -> None:
@@ -175,3 +185,13 @@ def test_file_tree_exists() -> None:
         path = parents[indent] / line.split()[0]
         parents[indent + 2] = path
         assert path.exists(), path
+
+
+@pytest.mark.parametrize("name", ["doom-take-cover", "pong-duel"])
+def test_a_card_says_what_looks_wrong_with_pictures_that_there_are(name: str) -> None:
+    import magi_world
+
+    limits = " ".join(magi_world.load(name).card["known_limits"])
+    for pattern in re.findall(r"docs/images/([\w*]+\.png)", limits):
+        assert (ROOT / "docs" / "images" / pattern).is_file()
+    assert limits
