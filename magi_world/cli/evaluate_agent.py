@@ -9,10 +9,9 @@ import typer
 
 from magi_world.cli.evaluate import RealGame
 from magi_world.cli.output import emit_json, emit_markdown, say
+from magi_world.cli.scoring import check_record, play_and_record
 from magi_world.cli.worlds import AsJson, Device, DType
 
-GAMES = 10
-"""real games played side by side"""
 WIDTH = 220
 """columns of a table that is not printed to a terminal"""
 
@@ -107,11 +106,8 @@ def evaluate_agent(
 
     Example: magi-world evaluate-agent --world run/world --agent random --agent agent --episodes 30
     """
-    from magi_world.agents.evaluation import Row, evaluate_agents, format_table, load_agents
-    from magi_world.agents.results import read_rows, result_row
-    from magi_world.agents.results import record as keep
+    from magi_world.agents.evaluation import format_table, load_agents
     from magi_world.cli.games import real_game
-    from magi_world.disk import check_folder
     from magi_world.world import load
 
     where = ["dream", "real"] if real == dream else ["real"] if real else ["dream"]
@@ -129,35 +125,19 @@ def evaluate_agent(
     for name, given in only.items():
         if given is not None and given is not False:  # 0 was given, too
             raise typer.BadParameter("goes with --table only", param_hint=f"'--{name}'")
-    if record is not None:  # what cannot be written is said before hours of play
-        check_folder(record.parent)
-        if record.exists():
-            read_rows(record)
+    check_record(record)
     loaded = load(world, device=device, dtype=dtype)
-    agents = load_agents(loaded, agent, greedy=greedy)
-
-    def on_row(row: Row) -> None:
-        if record is None:
-            return
-        width = min(episodes, batch if row["where"] == "dream" else GAMES)
-        keep(
-            record,
-            result_row(
-                loaded, agents[row["agent"]], row, label=label, validation_tics=validation_tics,
-                width=width,
-            ),
-        )  # fmt: skip
-
-    rows = evaluate_agents(
+    rows = play_and_record(
         loaded,
-        agents,
+        load_agents(loaded, agent, greedy=greedy),
         where=where,
         episodes=episodes,
         seeds=seeds.value,
         make_game=real_game(loaded, game) if "real" in where else None,
         batch=batch,
-        games=GAMES,
-        on_row=on_row,
+        record=record,
+        label=label,
+        validation_tics=validation_tics,
     )
     if as_json:
         emit_json(rows)

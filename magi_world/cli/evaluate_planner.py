@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from magi_world.cli.evaluate import RealGame
-from magi_world.cli.evaluate_agent import GAMES, Seeds, print_table
+from magi_world.cli.evaluate_agent import Seeds, print_table
 from magi_world.cli.output import emit_json, emit_table
+from magi_world.cli.scoring import GAMES
 from magi_world.cli.worlds import AsJson, Device, DType, Steps
 
 if TYPE_CHECKING:

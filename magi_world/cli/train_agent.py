@@ -9,6 +9,7 @@ import typer
 
 from magi_world.cli.evaluate import RealGame
 from magi_world.cli.output import emit_json, emit_pairs
+from magi_world.cli.scoring import check_record, play_and_record
 from magi_world.cli.settings import parse_settings
 from magi_world.cli.worlds import AsJson, Device, DType
 from magi_world.errors import AgentError
@@ -124,6 +125,16 @@ def train_agent(
     soon: Annotated[
         int, typer.Option(min=1, help="Chunks within which it happens, for --eventful.")
     ] = 8,
+    record: Annotated[
+        Path | None,
+        typer.Option(
+            help="File, such as docs/results/NAME.json: at its end the agent is scored in dream "
+            "and real game on final seeds, and the rows are added there."
+        ),
+    ] = None,
+    episodes: Annotated[
+        int | None, typer.Option(min=1, help="Episodes of each place for --record; 100 by default.")
+    ] = None,
     game: RealGame = None,
     device: Device = None,
     dtype: DType = None,
@@ -138,6 +149,7 @@ def train_agent(
     """
     from magi_world.agents import fitted_q, linear_training, ppo, selfplay
     from magi_world.agents.checkpoint import resumed_settings
+    from magi_world.agents.evaluation import load_agents
     from magi_world.agents.fitted_q_files import check_moments, described
     from magi_world.agents.ppo_real import REAL_SETTINGS
     from magi_world.agents.recipe import available, recipe_settings
@@ -168,7 +180,12 @@ def train_agent(
         )
     if resume and recipe is not None:
         raise typer.BadParameter("OUT's settings go on with --resume", param_hint="'--recipe'")
+    if episodes is not None and record is None:
+        raise typer.BadParameter("goes with --record", param_hint="'--episodes'")
+    if self_play and record is not None:
+        raise typer.BadParameter("evaluate-selfplay scores players", param_hint="'--record'")
     check_folder(out)
+    check_record(record)
     if not resume and (out / "agent.json").exists():
         raise AgentError(f"{out} holds an agent already: --resume it or choose another folder")
     given = {"seed": seed, "temperature": temperature}
@@ -181,7 +198,8 @@ def train_agent(
         settings |= {**length[kind], "minutes": minutes}
     module = {Kind.PPO: ppo, Kind.FITTED_Q: fitted_q, Kind.LINEAR: linear_training}[kind]
     settings |= parse_settings(setting or [], module.Args)
-    loaded = load(world, device=device, dtype=dtype)
+    loaded = scored = load(world, device=device, dtype=dtype)
+    scored_in = real_game(loaded, game) if record is not None else None
     if resume:
         settings = resumed_settings(out, selfplay.KIND if self_play else kind.value) | settings
     else:
@@ -217,6 +235,11 @@ def train_agent(
         )
     else:
         linear_training.train(loaded, linear_training.Args(**settings), out, resume=resume)
+    if record is not None:
+        play_and_record(
+            scored, load_agents(scored, [str(out)]), where=["dream", "real"],
+            episodes=episodes or 100, seeds="final", make_game=scored_in, batch=100, record=record,
+        )  # fmt: skip
     summary = json.loads((out / "agent.json").read_text(encoding="utf-8"))
     shown = {"out": str(out), **summary["trained"]}
     if as_json:

@@ -100,6 +100,8 @@ def test_rows_are_recorded_and_the_table_is_printed_of_them(
         (["train-agent", "--out", "a", "--kind", "linear", "--steps", "3"], "'--steps'"),
         (["train-agent", "--out", "a", "--generations", "3"], "'--generations'"),
         (["train-agent", "--out", "a", "--kind", "dqn"], "--kind"),
+        (["train-agent", "--out", "a", "--episodes", "3"], "'--episodes'"),
+        (["train-agent", "--out", "a", "--self-play", "--record", "b"], "'--record'"),
         (["train-agent", "--out", "a", "--resume"], "no training to go on with in a"),
         (["train-agent", "--out", "a", "--real", "--set", "starts=any"], "starts 'any'"),
     ],
@@ -142,6 +144,28 @@ def test_an_agent_goes_on(run: Run, tiny_world_path: Path, agent: Path) -> None:
     assert run(*base).data["steps"] == 48  # the budget is used up
     refused = run(*base, "--seed", 2)
     assert refused.code == 2 and "seed 1, not 2" in refused.err
+
+
+def test_a_training_adds_its_rows(
+    run: Run, tiny_world_path: Path, tmp_path: Path, fake_game: type[FakeGame]
+) -> None:
+    base = ("train-agent", "--world", tiny_world_path, *SETTINGS, "--steps", 16)
+    rows = tmp_path / "docs" / "mine.json"
+    for seed in (1, 2):
+        out = ("--out", tmp_path / str(seed), "--seed", seed)
+        result = run(*base, *out, "--record", rows, "--episodes", 2, "--json")
+        assert result.code == 0, result.err
+        assert result.data["steps"] == 16
+    found = read_rows(rows)
+    assert [(row["seed"], row["where"]) for row in found] == [
+        (1, "dream"), (1, "real"), (2, "dream"), (2, "real"),
+    ]  # fmt: skip
+    assert all(len(row["returns"]) == 2 and row["seeds"] == "final" for row in found)
+    assert len({row["args_hash"] for row in found}) == 1
+    (tmp_path / "taken").write_text("no rows")
+    result = run(*base, "--out", tmp_path / "3", "--record", tmp_path / "taken")
+    assert result.code == 2 and "holds no results" in result.err
+    assert not (tmp_path / "3").exists()
 
 
 def test_an_agent_learns_in_the_real_game(
