@@ -171,7 +171,7 @@ def plot_lines(lines: Sequence[Line], path: Path) -> None:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise missing_package("matplotlib", "eval", "the plot") from error
-    figure = Figure(figsize=(7.0, 6.0), layout="constrained")
+    figure = Figure(figsize=(7.0, 7.5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     colours = [f"C{index}" for index in range(10)]
@@ -202,7 +202,7 @@ def plot_lines(lines: Sequence[Line], path: Path) -> None:
         xlabel="return in the dream", ylabel="return in reality",
         xlim=(0, limit), ylim=(0, limit), aspect="equal",
     )  # fmt: skip
-    axes.legend(fontsize="small")
+    figure.legend(fontsize="small", loc="outside lower center")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
 
