@@ -104,15 +104,13 @@ def attention(
         q.requires_grad or k.requires_grad or v.requires_grad
         or (sink is not None and sink.requires_grad)
     )  # fmt: skip
-    if needs_grad and isinstance(slices, DeviceSlices) and (compiling or not capturing(q)):
-        if not compiling:
-            check_extent(q, k, slices)
-        slices = slices.slices  # the backward must not read what it was refilled with since
     if not compiling:
         check_extent(q, k, slices)
         if backend == "auto" and not needs_grad and not softcap and q.device.type == "cpu":
             # small worlds make hundreds of calls a step: nothing may stand in their way
             return attention_sdpa(q, k, v, current(slices), scale=scale, sink=sink)
+    if needs_grad and (compiling or not capturing(q)):
+        slices = current(slices)  # the backward must not read what it was refilled with since
     whole: dict[str, Any] = {
         "scale": scale,
         "sink": sink,
