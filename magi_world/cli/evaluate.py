@@ -43,6 +43,12 @@ def evaluate(
     moments: Annotated[
         int, typer.Option(min=1, help="Real moments from which every action is held.")
     ] = 300,
+    draws: Annotated[
+        int,
+        typer.Option(
+            min=1, help="Dreams of each held-out chunk, whose mean says how likely an end is."
+        ),
+    ] = 8,
     histories: Annotated[
         int, typer.Option(min=1, help="Real histories from which hazard by depth dreams on.")
     ] = 1024,
@@ -125,6 +131,7 @@ def evaluate(
         clips=clips,
         drawn_clips=clips,
         group=group,
+        draws=draws,
         histories=histories,
         moments=moments,
         sweep_episodes=real_episodes,

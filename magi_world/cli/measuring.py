@@ -316,7 +316,8 @@ def _end_lines(report: Mapping[str, Any]) -> dict[str, Any]:
     ahead = report["termination"]
     count = f"(n={ahead['n']}, {ahead['terminal']} terminal chunks)"
     lines = {
-        f"termination AUC {count}": ahead["auc"],
+        f"termination AUC, one dream {count}": ahead["auc"],
+        f"termination AUC, mean of {ahead['draws']} dreams {count}": ahead["auc_expected"],
         f"AUC of the episode's age {count}": ahead["auc_age"],
     }
     everything = list(report["hazard"]["depths"].items())[-1]

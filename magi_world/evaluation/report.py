@@ -132,8 +132,8 @@ def evaluate_world(
     say(f"open-loop prediction of {len(clips)} clips measured")
     write_strips(out, clips, dreamed[:, CONTEXT:], sizes.strips)
 
-    ahead = one_step_ahead(world, held_out, settings, say=say)
-    report["termination"] = ends = measure_termination(ahead)
+    ahead = one_step_ahead(world, held_out, settings, draws=sizes.draws, say=say)
+    report["termination"] = ends = measure_termination(ahead, sizes.draws)
     report["damage"] = measure_damage(ahead)
     report["points"] = measure_points(ahead, players_of(world.card))
     title = f"{world.name}: {ends['terminal']} ends in {ends['n']} held-out chunks"

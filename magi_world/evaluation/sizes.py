@@ -26,6 +26,8 @@ class Sizes:
     """chunks for which a drawn action is held"""
     group: int = 2000
     """most chunks of one group that the inverse model judges, spread over the actions"""
+    draws: int = 8
+    """dreams of each held-out chunk, whose mean says how likely an end is"""
     histories: int = 1024
     """real histories from which hazard by depth dreams on"""
     moments: int = 300

@@ -169,7 +169,7 @@ def test_evaluate_measures_and_writes_the_card(
     result = run(
         "evaluate", folder, "--out", out, "--episodes", 2, "--training-chunks", 100,
         "--clips", 2, "--histories", 4, "--real-episodes", 2, "--length-episodes", 3,
-        "--batch", 3, "--json",
+        "--batch", 3, "--draws", 2, "--json",
     )  # fmt: skip
     assert result.code == 0, result.err
     assert result.data == json.loads((out / "report.json").read_text())
@@ -192,12 +192,15 @@ def test_evaluate_leaves_the_card_alone_when_told(
     before = (tiny_world_path / "world.json").read_bytes()
     result = run(
         "evaluate", tiny_world_path, "--out", tmp_path, "--episodes", 2, "--clips", 1,
-        "--training-chunks", 100, "--histories", 4, "--skip-sweeps", "--skip-lengths",
+        "--training-chunks", 100, "--histories", 4, "--draws", 2, "--skip-sweeps", "--skip-lengths",
         "--no-update-card",
     )  # fmt: skip
     assert result.code == 0, result.err
     assert (tiny_world_path / "world.json").read_bytes() == before
-    assert "termination AUC (n=" in result.out and "\nAUC of the episode's age" in result.out
+    assert (
+        "termination AUC, mean of 2 dreams (n=" in result.out
+        and "\nAUC of the episode's age" in result.out
+    )
     assert "change > 16 of 255 within the chunk" in result.out
     for title in ("termination by predicted", "hazard by depth", "percent of pixels"):
         assert f"\n\n{title}" in result.out

@@ -6,8 +6,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from numpy.testing import assert_array_equal
 
-from magi_world.errors import DatasetError
+from magi_world.errors import ConfigError, DatasetError
 from magi_world.evaluation.dreaming import DreamSettings
 from magi_world.evaluation.one_step_ahead import (
     SEED_STRIDE,
@@ -55,10 +56,26 @@ def test_age_and_end_stand_in_the_right_rows(
     assert measure_damage(ahead) is None
 
 
+def test_draws_of_a_chunk_have_noise_of_their_own(
+    tiny_world: World, episodes: list[EpisodeData]
+) -> None:
+    settings = DreamSettings(batch_size=2)
+    one = one_step_ahead(tiny_world, episodes[:3], settings)
+    assert_array_equal(one.expected, one.probability)
+    three = one_step_ahead(tiny_world, episodes[:3], settings, draws=3)
+    assert three.probability == pytest.approx(one.probability, abs=1e-4)
+    assert three.reward == pytest.approx(one.reward, abs=1e-3)
+    assert three.expected.shape == one.expected.shape
+    assert np.abs(three.expected - three.probability).max() > 1e-3
+    with pytest.raises(ConfigError, match="draws 0"):
+        one_step_ahead(tiny_world, episodes[:3], settings, draws=0)
+
+
 def made_up(probability: list[float], terminal: list[bool]) -> OneStepAhead:
     n = len(terminal)
     return OneStepAhead(
         probability=np.array(probability),
+        expected=np.array(probability[::-1]),
         observed=np.array(terminal, np.float64),
         terminal=np.array(terminal),
         age=np.arange(n),
@@ -71,7 +88,8 @@ def made_up(probability: list[float], terminal: list[bool]) -> OneStepAhead:
 
 def test_measures_of_known_answers() -> None:
     ahead = made_up([0.9, 0.05, 0.002, 0.001], [True, False, False, False])
-    result = measure_termination(ahead)
+    result = measure_termination(ahead, draws=3)
+    assert (result["auc_expected"], result["draws"]) == (0.0, 3)
     assert (result["n"], result["terminal"]) == (4, 1)
     assert result["auc"] == 1.0
     assert result["auc_age"] == 0.0

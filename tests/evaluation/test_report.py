@@ -32,6 +32,7 @@ SMALL = Sizes(
     prefix=2,
     drawn_clips=2,
     drawn_horizon=2,
+    draws=2,
     histories=6,
     inverse_epochs=1,
     strips=2,
