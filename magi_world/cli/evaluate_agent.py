@@ -93,7 +93,8 @@ def evaluate_agent(
         bool,
         typer.Option(
             "--update-card",
-            help="With --table: write its lines into the card of the world, world.json.",
+            help="With --table: write its lines into the card of the world, world.json; those on "
+            "validation seeds as a comparison of the folder's name.",
         ),
     ] = False,
     device: Device = None,
@@ -183,8 +184,12 @@ def _table(
         plot_lines(lines, plot)
         say(f"plot: {plot}")
     if loaded is not None and card:
-        own = [line for line in lines if line["world"] in (None, world_hash(loaded))]
-        update_card(loaded, {"agents": own})
+        if seeds is Seeds.FINAL:
+            own = [line for line in lines if line["world"] in (None, world_hash(loaded))]
+            update_card(loaded, {"agents": own})
+        else:  # settings compared, among them other trainings of the world
+            compared = loaded.card.get("compared", {})
+            update_card(loaded, {"compared": {**compared, folder.resolve().name: lines}})
         say(f"card updated: {loaded.folder}")
     replayed = None
     if loaded is not None and rerun:

@@ -83,6 +83,11 @@ def test_rows_are_recorded_and_the_table_is_printed_of_them(
     assert run("evaluate-agent", "--table", "--world", "world", "--update-card").code == 0
     card = json.loads(Path("world/world.json").read_text())
     assert card["agents"] == lines
+    arguments = ("--table", "--seeds", "validation", "--world", "world", "--update-card")
+    assert run("evaluate-agent", *arguments).code == 0
+    compared = run("evaluate-agent", "--table", "--seeds", "validation", "--json").data
+    card = json.loads(Path("world/world.json").read_text())
+    assert (card["agents"], card["compared"]) == (lines, {"results": compared})
 
 
 @pytest.mark.parametrize(
