@@ -95,7 +95,8 @@ def by_place(rows: Sequence[Row]) -> list[tuple[str, str, str, list[float]]]:
 def format_lines(lines: Sequence[Line], seeds: str = "final") -> Table:
     """The lines as one table for people, some 190 columns wide.
 
-    On validation seeds, where settings are compared, differences are those to the best line.
+    On validation seeds, where settings are compared, differences are those to the best line. A
+    column of numbers that no line has is left out.
     """
     several = len({line["world"] for line in lines if line["world"]}) > 1
     table = Table(
@@ -110,9 +111,8 @@ def format_lines(lines: Sequence[Line], seeds: str = "final") -> Table:
         "in the dream", "in reality", "dream / real", "IQM of seeds", beside, "n", "seeds",
         "steps", "real tics", "validation",
     )  # fmt: skip
-    for name in numbers:
-        table.add_column(name, justify="right", no_wrap=True)
     n = digits(line[place]["mean"]["high"] for line in lines for place in PLACES if line[place])
+    rows = []
     for line in lines:
         real, share = line["real"], line["dream_over_real"]
         above = line["above_sweep" if seeds == "final" else "below_best"]
@@ -128,9 +128,14 @@ def format_lines(lines: Sequence[Line], seeds: str = "final") -> Table:
             _count(line["real_tics"]),
             _count(line["validation_tics"]),
         ]
+        rows.append(cells)
+    kept = [column for column in range(len(numbers)) if any(cells[column] for cells in rows)]
+    for column in kept:
+        table.add_column(numbers[column], justify="right", no_wrap=True)
+    for line, cells in zip(lines, rows, strict=True):
         world = [(line["world"] or "")[:6]] if several else []
-        # Text, because brackets in a plain string are markup
-        table.add_row(*map(Text, [line["label"], line["policy"], *world, *cells]))
+        words = [line["label"], line["policy"], *world, *(cells[column] for column in kept)]
+        table.add_row(*map(Text, words))  # Text, because brackets in a plain string are markup
     return table
 
 

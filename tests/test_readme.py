@@ -71,6 +71,17 @@ def test_the_table_of_agents_is_the_one_that_is_printed(
     assert printed in README, "type `magi-world evaluate-agent --table --markdown`"
 
 
+@pytest.mark.parametrize(
+    "folder", sorted((ROOT / "docs" / "results" / "compared").glob("*")), ids=lambda path: path.name
+)
+def test_comparisons_of_settings_are_those_that_are_printed(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["evaluate-agent", "--table", "--seeds", "validation", "--markdown", "--results"]
+    assert main([*command, str(folder)]) == 0
+    assert capsys.readouterr().out in README
+
+
 def test_magi1_section_runs_as_printed(tmp_path: Path) -> None:
     (tmp_path / "docs").symlink_to(ROOT / "docs")
     (tmp_path / "runs").mkdir()

@@ -291,6 +291,7 @@ def test_settings_compared_on_validation_seeds() -> None:
     console = Console(width=220)
     with console.capture() as captured:
         console.print(format_lines(lines, "validation"))
+    assert "in reality" in captured.get() and "in the dream" not in captured.get()  # none dreamed
     told = [line for line in captured.get().splitlines() if "not distinguishable" in line]
     assert len(told) == 1 and other in told[0]
     with pytest.raises(AgentError, match="none of the 6 recorded rows is on final seeds"):
