@@ -152,7 +152,7 @@ def train(
         make_game: makes the real game, which is then trained in; None trains in the dream.
         resume: go on from the checkpoint in `out`: networks, optimizer, generator, counters and the
             time that was used. The episodes that were running are not kept, new ones begin; so the
-            agent is not bit by bit that of a training that was never stopped.
+            agent is not bit for bit that of a training that was never stopped.
         show: draw a progress line on stderr.
 
     Raises:

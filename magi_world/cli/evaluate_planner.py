@@ -93,9 +93,9 @@ def evaluate_planner(
     guide: Annotated[
         str | None,
         typer.Option(
-            help="A PPO agent's folder, or the world's name for its own: its value counts beyond "
-            "the horizon, with its discount and its weights of signals, and its policy goes on "
-            "behind the first prompt of --method policy."
+            help="Folder of an agent of PPO or Q learning, or the world's name for its own: its "
+            "value counts beyond the horizon, with its discount and its weights of signals, and "
+            "its policy goes on after the first prompt of --method policy."
         ),
     ] = None,
     steps: Steps = None,

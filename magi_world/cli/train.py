@@ -140,7 +140,7 @@ def train_world(
 ) -> None:
     """Train a world on data of a real game: VAE, then video model, then outcome heads.
 
-    It can be stopped at any time; --resume goes on bit by bit where it was.
+    It can be stopped at any time; --resume goes on bit for bit where it was.
 
     Example: magi-world train-world recipe.toml --data data --out run --set dit.steps=500
     """
