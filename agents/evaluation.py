@@ -216,6 +216,8 @@ def evaluate_agents(
     for name, number in (("episodes", episodes), ("batch", batch), ("games", games)):
         if number < 1:
             raise AgentError(f"{name} {number} is below 1")
+    if "real" in where and make_game is None:
+        raise AgentError(f"the real game of {world.name!r} was not given: make_game")
     first_seed = FIRST_SEEDS[seeds]
     rows: list[Row] = []
     with Progress(console=Console(stderr=True), disable=not show) as bar:
@@ -229,13 +231,12 @@ def evaluate_agents(
                         world, agent, episodes=episodes, first_seed=first_seed, batch=batch,
                         tick=tick,
                     )  # fmt: skip
-                elif make_game is not None:
+                else:
+                    assert make_game is not None
                     returns = play_real(
                         make_game, world, agent, episodes=episodes, first_seed=first_seed,
                         games=games, tick=tick, drew=tics.append,
                     )  # fmt: skip
-                else:
-                    raise AgentError(f"the real game of {world.name!r} was not given: make_game")
                 rows.append(
                     make_row(name, place, returns)
                     | {

@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from magi_world.errors import AgentError
+from magi_world.training.bank import OTHER_BANK
 
 if TYPE_CHECKING:
     from magi_world.world import World
 
 DESCRIPTION, WEIGHTS = "agent.json", "agent.safetensors"
+STARTS = "starts_from"
+"""entry of clips that dreams began in and that are not the world's own"""
 
 
 def describe(world: "World", kind: str, trained_in: str) -> dict[str, Any]:
@@ -18,7 +21,7 @@ def describe(world: "World", kind: str, trained_in: str) -> dict[str, Any]:
 
     `kind` is the agent's class ("ppo", "linear"), `trained_in` is "dream" or "real".
     """
-    return {
+    description = {
         "kind": kind,
         "world": world.name,
         "world_hash": world_hash(world),
@@ -27,6 +30,9 @@ def describe(world: "World", kind: str, trained_in: str) -> dict[str, Any]:
         "observations": "latent",
         "latent_shape": list(world.config.latent_shape),
     }
+    if trained_in == "dream" and OTHER_BANK in world.card:
+        description[STARTS] = world.card[OTHER_BANK]
+    return description
 
 
 def read_description(folder: Path) -> dict[str, Any]:
@@ -65,7 +71,10 @@ def check_fits(description: dict[str, Any], world: "World") -> None:
 
 
 def world_hash(world: "World") -> str | None:
-    """Sixteen hexadecimal digits that name a world's weights and bank, None without a folder."""
+    """Sixteen hexadecimal digits that name the weights and the bank in a world's folder.
+
+    None without a folder. Clips that `with_more_clips` gave it are not among them.
+    """
     if world.folder is None:
         return None
     digest = hashlib.sha256()

@@ -197,7 +197,7 @@ def train(
             a signal of `signal_weights`, or has players; `values` is another kind of agent or has
             other settings of what it sees, of reward or discount; `moments` were dreamed in another
             world, from other data or by other settings, or are gone; or there is nothing to resume,
-            or of other data.
+            or of other data, or moments of another training lie in `out`.
         ConfigError: `mirror` names something else than the world's prompts, or one twice.
         DatasetError: the data has no moments, or too few.
     """
@@ -208,6 +208,8 @@ def train(
         about = read_description(out)
         description |= {key: about[key] for key in (VALUES, DATA, TAKEN) if key in about}
     else:
+        if any((out / MOMENTS).glob("*.safetensors")):
+            raise AgentError(f"{out / MOMENTS} holds moments of another training: take them away")
         description[DATA] = tics_beyond(world, store)
         if values is not None:
             check_values(values, description, args)

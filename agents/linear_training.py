@@ -22,6 +22,7 @@ from magi_world.agents.checkpoint import read_checkpoint, write_checkpoint
 from magi_world.agents.files import describe
 from magi_world.agents.linear import History, LinearAgent, build_map
 from magi_world.errors import AgentError, ConfigError, missing_package
+from magi_world.players import players_of
 from magi_world.sampling.rollout import Rollout
 from magi_world.world import World
 
@@ -247,11 +248,14 @@ def train(
         show: draw a progress line on stderr, and print one a generation where that is no terminal.
 
     Raises:
-        AgentError: the world has no outcome heads to learn from, or there is nothing to resume.
+        AgentError: the world has no outcome heads to learn from, or has players, or there is
+            nothing to resume.
         MissingPackage: `cmaes` is absent.
     """
     if world.config.outcome is None:
         raise AgentError(f"the world {world.name!r} has no outcome heads: nothing to learn from")
+    if players_of(world.card):
+        raise AgentError(f"the world {world.name!r} has players: train them by self-play")
     from torch.utils.tensorboard import SummaryWriter
 
     out = Path(out)

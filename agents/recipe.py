@@ -9,12 +9,12 @@ import tomllib
 from dataclasses import fields
 from importlib import resources
 from pathlib import Path
-from types import UnionType
-from typing import Any, Literal, get_args, get_origin
+from typing import Any
 
 from magi_world.agents import fitted_q, linear_training, ppo
 from magi_world.agents.fitted_q_files import KIND
 from magi_world.errors import RecipeError
+from magi_world.fitting import Unfit, fitting
 
 SECTIONS: dict[str, type] = {
     "ppo": ppo.Args,
@@ -71,17 +71,7 @@ def _fitting(section: str, name: str, value: Any, path: Path) -> Any:
     kinds = {field.name: field.type for field in fields(SECTIONS[section])}
     if name not in kinds:
         raise RecipeError(f"{path} [{section}]: unknown {name!r}; known are {sorted(kinds)}")
-    kind = kinds[name]
-    allowed = get_args(kind) if isinstance(kind, UnionType) else (kind,)
-    for one in allowed:
-        origin = get_origin(one) or one
-        if origin is Literal:
-            if value in get_args(one):
-                return value
-        elif origin is tuple and isinstance(value, list):
-            return tuple(value)
-        elif origin is float and type(value) is int:
-            return float(value)
-        elif type(value) is origin:
-            return value
-    raise RecipeError(f"{path} [{section}]: {name} {value!r} is not of kind {kind}")
+    try:
+        return fitting(kinds[name], value)
+    except Unfit as error:
+        raise RecipeError(f"{path} [{section}]: {name} {error}") from None

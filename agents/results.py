@@ -13,7 +13,7 @@ import numpy as np
 
 from magi_world.agents import FROZEN, Agent, load
 from magi_world.agents.evaluation import BLIND, Row, evaluate_agents
-from magi_world.agents.files import settings_hash, world_hash
+from magi_world.agents.files import STARTS, settings_hash, world_hash
 from magi_world.agents.frozen import Frozen
 from magi_world.agents.random_agent import Sweep
 from magi_world.errors import AgentError
@@ -21,10 +21,9 @@ from magi_world.evaluation.scores import difference
 from magi_world.training.collect import Game
 from magi_world.world import World
 
-FOLDER = Path("docs/results")
 IDENTITY = (
     "label", "kind", "policy", "where", "seeds", "first_seed", "world_hash", "trained_world",
-    "args_hash", "seed",
+    "args_hash", "seed", "real_tics",
 )  # fmt: skip
 """what tells rows apart: of two rows that agree in all of it the later one stays"""
 
@@ -60,7 +59,7 @@ def result_row(
         its world was made of), `validation_tics`, `played_tics` and `returns`.
     """
     inner = agent.agent if isinstance(agent, Frozen) else agent
-    about = _about(inner, played["agent"], world.card)
+    about = _about(inner, played["agent"])
     blind = isinstance(inner, BLIND)
     if label is None:
         label = _label(about) + (", frozen" if inner is not agent else "")
@@ -186,13 +185,14 @@ def _replay(world: World, row: Row, make_game: Callable[[], Game] | None, show: 
     }
 
 
-def _about(agent: Agent, name: str, card: Mapping[str, Any]) -> dict[str, Any]:
+def _about(agent: Agent, name: str) -> dict[str, Any]:
     """What `agent.json` says of a trained agent, or the like for a baseline, with `args_hash`."""
     about: dict[str, Any] = dict(getattr(agent, "description", {}))
     if not about:
         about = {"kind": name.removeprefix(FROZEN)}
         about["args"] = {"period": agent.period} if isinstance(agent, Sweep) else {}
     settings = {"kind": about["kind"], "trained_in": about.get("trained_in"), **about["args"]}
+    settings |= {name: about[name] for name in (STARTS,) if name in about}
     return about | {"args_hash": settings_hash(settings)}
 
 

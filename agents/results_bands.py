@@ -22,11 +22,13 @@ FEWEST = 10
 """episodes that have come so far, below which a share says nothing and is left out"""
 
 
-def make_bands(rows: Sequence[Row], width: float, *, most: int = 8) -> list[Line]:
+def make_bands(
+    rows: Sequence[Row], width: float, *, seeds: str = "final", most: int = 8
+) -> list[Line]:
     """Count, for each agent and place, who has reached each band of returns and who ends in it.
 
     A band holds returns from its `edges` up to, but not including, `width` more; the first begins
-    at 0, or below the lowest return. Rows on final seeds count; the trainings of one line of the
+    at 0, or below the lowest return. Rows on those `seeds` count; the trainings of one line of the
     table count together. A line holds `label`, `policy`, `where`, `width`, and by band `edges`,
     `reached`, `ended` and `share` (None below `FEWEST`).
 
@@ -35,7 +37,7 @@ def make_bands(rows: Sequence[Row], width: float, *, most: int = 8) -> list[Line
     """
     if not width > 0:
         raise AgentError(f"bands of a width of {width:g}: a number above 0 is needed")
-    scores = by_place(rows)
+    scores = by_place(rows, seeds)
     lowest = min((min(returns) for *_, returns in scores), default=0.0)
     first = min(0, int(np.floor(lowest / width)))
     lines = []

@@ -80,10 +80,10 @@ def make_lines(rows: Sequence[Row], seeds: str = "final") -> list[Line]:
     return sorted(lines, key=lambda line: (_rank(line["label"]), line["label"], line["policy"]))
 
 
-def by_place(rows: Sequence[Row]) -> list[tuple[str, str, str, list[float]]]:
-    """Label, policy, place and all returns on final seeds of each line, in the table's order."""
+def by_place(rows: Sequence[Row], seeds: str = "final") -> list[tuple[str, str, str, list[float]]]:
+    """Label, policy, place and all returns on those seeds of each line, in the table's order."""
     found = []
-    for group in _groups([row for row in rows if row["seeds"] == "final"]):
+    for group in _groups([row for row in rows if row["seeds"] == seeds]):
         label, policy = group[0]["label"], group[0]["policy"]
         for place in PLACES:
             returns = [value for row in group if row["where"] == place for value in row["returns"]]

@@ -1,4 +1,5 @@
-"""Is there a place on the disk, and room? Asked before anything is made that takes long."""
+"""Is there a place on the disk, and room? Asked before anything is made that takes long. And a file
+that appears whole."""
 
 import os
 import shutil
@@ -52,3 +53,10 @@ def _nearest(path: Path) -> Path:
     """The path, or the nearest one above it that exists."""
     path = path.absolute()
     return next(parent for parent in (path, *path.parents) if parent.exists())
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file under a temporary name, then rename it: it is there whole or as it was."""
+    temporary = path.with_name(path.name + ".partial")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)

@@ -178,7 +178,7 @@ def _table(
 
     rows = read_results(folder)
     lines = make_lines(rows, seeds.value)
-    banded = None if bands is None else make_bands(rows, bands)
+    banded = None if bands is None else make_bands(rows, bands, seeds=seeds.value)
     loaded = load(world, device=device, dtype=dtype) if rerun or card else None
     if plot is not None:
         plot_lines(lines, plot)

@@ -136,6 +136,7 @@ def evaluate_planner(
     weights = parse_weights(signal or [])
     where = ["dream", "real"] if real == dream else ["real"] if real else ["dream"]
     loaded = load(world, device=device, dtype=dtype)
+    make_game = real_game(loaded, game) if "real" in where else None  # asked before hours of dreams
     guiding = None if guide is None else Guide(agents.load(guide, world=loaded), loaded)
     gamma = 1.0
     if guiding is not None:
@@ -152,7 +153,7 @@ def evaluate_planner(
         played = evaluate_agents(
             loaded, {**others, NAME: timed},
             where=[place], episodes=episodes, seeds=seeds.value, batch=batch, games=GAMES,
-            make_game=real_game(loaded, game) if place == "real" else None,
+            make_game=make_game if place == "real" else None,
         )  # fmt: skip
         planned = next(row for row in played if row["agent"] == NAME)
         best = max((row for row in played if row["agent"] != NAME), key=lambda row: row["mean"])

@@ -3,9 +3,10 @@
 import json
 from collections.abc import Sequence
 from dataclasses import fields
-from typing import Any, get_args
+from typing import Any
 
 from magi_world.errors import ConfigError
+from magi_world.fitting import Unfit, fitting
 
 
 def stage_settings(words: list[str], stages: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -38,27 +39,16 @@ def parse_settings(words: list[str], args: type) -> dict[str, Any]:
 
     Raises:
         ConfigError: a word without "=", an unknown name, or a value of another kind than the
-            setting's default.
+            setting has.
     """
-    defaults = {field.name: field for field in fields(args)}
+    kinds = {field.name: field.type for field in fields(args)}
     values: dict[str, Any] = {}
     for word in words:
         name, equals, text = word.partition("=")
-        if not equals or name not in defaults:
-            raise ConfigError(f"--set {word!r} is not NAME=VALUE with one of {', '.join(defaults)}")
-        value = _value(text)
-        if value is None and type(None) in get_args(defaults[name].type):
-            values[name] = None
-            continue
-        default = defaults[name].default
-        if defaults[name].default_factory is dict and not isinstance(value, dict):
-            raise ConfigError(f"--set {word!r}: {name} is a JSON object, such as {{}}")
-        if isinstance(default, tuple) and isinstance(value, list):
-            value = tuple(value)
-        if isinstance(default, float) and type(value) is int:
-            value = float(value)
-        if isinstance(default, (bool, int, float, str, tuple)) and type(value) is not type(default):
-            kind = type(default).__name__
-            raise ConfigError(f"--set {word!r}: {name} is of kind {kind}, such as {default!r}")
-        values[name] = value
+        if not equals or name not in kinds:
+            raise ConfigError(f"--set {word!r} is not NAME=VALUE with one of {', '.join(kinds)}")
+        try:
+            values[name] = fitting(kinds[name], _value(text))
+        except Unfit as error:
+            raise ConfigError(f"--set {word!r}: {name} {error}") from None
     return values

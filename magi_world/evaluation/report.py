@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from magi_world.disk import write_text
 from magi_world.evaluation.branches import Branch, branch_out, measure_branches
 from magi_world.evaluation.card import finite
 from magi_world.evaluation.clips import Clips, Episode, cut_clips
@@ -37,6 +38,7 @@ from magi_world.evaluation.prompt_effect import (
 from magi_world.evaluation.reading import read, read_held_out
 from magi_world.evaluation.reconstruction import measure_reconstruction
 from magi_world.evaluation.sizes import Sizes
+from magi_world.evaluation.spots import require_scipy
 from magi_world.evaluation.strips import write_strips
 from magi_world.evaluation.variants import Tables, check_tables, measure_tables
 from magi_world.media.writing import require_av
@@ -95,9 +97,10 @@ def evaluate_world(
 
     Raises:
         DatasetError: too few held-out or training episodes, or none long enough for its clips.
-        MissingPackage: matplotlib, Pillow or, for films, PyAV is not installed.
+        MissingPackage: matplotlib, scipy, Pillow or, for films, PyAV is not installed.
     """
     require_matplotlib()
+    require_scipy()
     settings, sizes = settings or DreamSettings(), sizes or Sizes()
     game, tables = game or Game(), tables or Tables()
     if game.films:
@@ -211,7 +214,7 @@ def write_report(out: Path, report: Mapping[str, Any]) -> dict[str, Any]:
     """Write `report.json` into a folder; returns the report as JSON holds it."""
     plain: dict[str, Any] = finite(report)
     text = json.dumps(plain, indent=2, ensure_ascii=False, allow_nan=False)
-    (out / "report.json").write_text(text + "\n", encoding="utf-8")
+    write_text(out / "report.json", text + "\n")
     return plain
 
 

@@ -48,8 +48,16 @@ def iqm(means_RS: Means) -> Means:
     return result
 
 
-def drawn_means(seeds: Sequence[Returns], *, draws: int = DRAWS, seed: int = 0) -> Means:
+def drawn_means(
+    seeds: Sequence[Returns],
+    *,
+    draws: int = DRAWS,
+    seed: int = 0,
+    chosen_RS: npt.NDArray[np.int64] | None = None,
+) -> Means:
     """Bootstrap: in each draw as many seeds as there are, of each its resampled mean, `[R, S]`.
+
+    `chosen_RS` are the seeds of each draw where they have been drawn.
 
     Raises:
         ValueError: no seeds, or one without episodes.
@@ -58,7 +66,8 @@ def drawn_means(seeds: Sequence[Returns], *, draws: int = DRAWS, seed: int = 0) 
     if not arrays or not all(array.size for array in arrays):
         raise ValueError(f"a score needs episodes, got {[array.size for array in arrays]} by seed")
     rng = np.random.default_rng(seed)
-    chosen_RS = rng.integers(len(arrays), size=(draws, len(arrays)))
+    if chosen_RS is None:
+        chosen_RS = rng.integers(len(arrays), size=(draws, len(arrays)))
     means_RS = np.empty(chosen_RS.shape)
     for index, array in enumerate(arrays):
         rows, columns = np.nonzero(chosen_RS == index)
@@ -91,8 +100,8 @@ def difference(
 def ratio(seeds: Sequence[Returns], others: Sequence[Returns]) -> Estimate:
     """One score's mean over that of another one, of the same trainings in the same order.
 
-    Trainings are drawn for both together, for they share what training again changes. NaN where the
-    other mean is 0, or a draw of it.
+    Trainings are drawn for both together, for they share what training again changes, and of each
+    its episodes in both places apart. NaN where the other mean is 0, or a draw of it.
 
     Raises:
         ValueError: not as many seeds as others, or one without episodes.
@@ -100,8 +109,11 @@ def ratio(seeds: Sequence[Returns], others: Sequence[Returns]) -> Estimate:
     if len(seeds) != len(others):
         raise ValueError(f"{len(seeds)} seeds over {len(others)} of others: need as many")
     value, other = (np.mean([np.mean(returns) for returns in score]) for score in (seeds, others))
-    # one seed for both: it draws the trainings first
-    above_R, below_R = (drawn_means(score).mean(axis=-1) for score in (seeds, others))
+    chosen_RS = np.random.default_rng(0).integers(len(seeds), size=(DRAWS, len(seeds)))
+    above_R, below_R = (
+        drawn_means(score, seed=1 + place, chosen_RS=chosen_RS).mean(axis=-1)
+        for place, score in enumerate((seeds, others))
+    )
     if other == 0 or not below_R.all():
         return Estimate(float("nan"), float("nan"), float("nan"))
     low, high = np.quantile(above_R / below_R, [0.025, 0.975])

@@ -9,6 +9,7 @@ Shape suffixes: H and W pixels, C colours, K classes of size.
 import numpy as np
 import numpy.typing as npt
 
+from magi_world.errors import missing_package
 from magi_world.evaluation.metrics import Frames, Mask
 
 Integers = npt.NDArray[np.int64]
@@ -20,6 +21,14 @@ SIZES = ((1, 3), (4, 8), (9, 24), (25, 80), (81, 4096))
 NEAR = 2
 """pixels, in all directions, within which the other picture must be bright"""
 NAMES = tuple(f"{first}-{last}" for first, last in SIZES)
+
+
+def require_scipy() -> None:
+    """Raise `MissingPackage` where scipy is not installed, before anything is measured."""
+    try:
+        import scipy.ndimage  # noqa: F401
+    except ImportError as error:
+        raise missing_package("scipy", "eval", "bright spots") from error
 
 
 def count_spots(real_HWC: Frames, *others_HWC: Frames) -> Integers:

@@ -2,6 +2,7 @@
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +17,8 @@ from magi_world.world import World
 
 _CLIPS = 600  # longer clips in the bank: agents that start anywhere see as many situations
 _CLIP_BYTES = 10_000_000  # and most that they take in the world's files
+OTHER_BANK = "other_bank"
+"""entry of the card of a world in memory whose clips are not those that lie in its folder"""
 SOON = 8
 """chunks behind an eventful clip within which something happens"""
 
@@ -42,7 +45,7 @@ def make_bank(
     latents = store.latents()
     prompts = chunk_prompts(world.card)
     openings: dict[bytes, int] = {}
-    for episode in range(len(store.offsets) - 1):
+    for episode in store.episodes(held_out=False):
         row = int(store.offsets[episode])
         openings.setdefault(store.frames[row].tobytes(), row)
     rows = [(row, row + 1) for row in openings.values()]
@@ -94,7 +97,7 @@ def with_more_clips(
 
     Agents that dream a few chunks from each start see more of the game so, and more of what
     matters in it where a share of the clips is eventful, see :func:`make_bank`. The world shares
-    its weights with the one given.
+    its weights with the one given; its card says under `OTHER_BANK` what clips it has.
 
     Raises:
         DatasetError: see `encoded_store` and `make_bank`.
@@ -103,6 +106,10 @@ def with_more_clips(
     store = encoded_store(world, run)
     other = copy.copy(world)
     other.bank = make_bank(world, store, clips, eventful=eventful, soon=soon)
+    told: dict[str, Any] = {"clips": clips, "chunks": len(store.valid)}
+    if eventful:
+        told |= {"eventful": eventful, "soon": soon}
+    other.card = {**world.card, OTHER_BANK: told}
     return other
 
 

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from rich.console import Console
 
-from magi_world.disk import check_disk
+from magi_world.disk import check_disk, write_text
 from magi_world.errors import DatasetError
 from magi_world.training.prepare import read_store, store_bytes
 from magi_world.training.reading import Reading
@@ -25,6 +25,11 @@ _TRIED = 8  # chunks that tell one VAE from another
 def scale_note(store: Store) -> Path:
     """The file that says which scale the latents have."""
     return store.folder / "scale.json"
+
+
+def mirrored_path(store: Store) -> Path:
+    """The file of the latents that `mirrored_latents` keeps."""
+    return store.folder / "mirrored.npy"
 
 
 def encode_store(
@@ -48,7 +53,7 @@ def encode_store(
     latents.flush()
     del latents
     os.replace(partial, store.latents_path)
-    note.write_text(json.dumps({"scale_factor": 1 / deviation}))
+    write_text(note, json.dumps({"scale_factor": 1 / deviation}))
     return 1 / deviation
 
 
@@ -75,7 +80,7 @@ def mirrored_latents(world: World, store: Store, console: Console) -> NDArray[np
     Raises:
         DatasetError: the disk is too small, or their file is damaged.
     """
-    path = store.folder / "mirrored.npy"
+    path = mirrored_path(store)
     if not path.exists():
         check_disk(path, 2 * len(store.action) * prod(world.config.latent_shape), DatasetError)
         console.print(f"encoding {len(store.action)} chunks in a mirror")
@@ -100,7 +105,8 @@ def read_encoded(world: World, data: Sequence[Path], out: Path, console: Console
     """Data read as that of a trained world was, with latents of its VAE, kept in `out/store`.
 
     Raises:
-        DatasetError: data that cannot be used, or too small a disk.
+        DatasetError: data that cannot be used, too small a disk, or latents of another VAE that an
+            earlier training has left in `out`.
         RecipeError: `out` holds a store that was read from other data.
     """
     reading = Reading(**world.card.get("reading", {}))
@@ -109,4 +115,8 @@ def read_encoded(world: World, data: Sequence[Path], out: Path, console: Console
         lambda chunks: store_bytes(world.config, chunks),
     )  # fmt: skip
     encode_store(world, store, console, scale=world.config.sampling.scale_factor)
+    if not encoded_by(world, store):
+        raise DatasetError(
+            f"{store.latents_path} is of another VAE than {world.name!r} has: choose another folder"
+        )
     return store

@@ -156,8 +156,12 @@ def _episodes(
         metadata = list(dataset.storage.get_episode_metadata(numbers))
     except (KeyError, OSError) as error:
         raise _damaged(dataset.id, error) from None
-    for number, about in zip(numbers, metadata, strict=True):
-        seed = int(about.get("seed", FIRST_SEED + number))
+    seeds = [
+        int(about.get("seed", FIRST_SEED + n)) for n, about in zip(numbers, metadata, strict=True)
+    ]
+    if not any(map(is_held_out, seeds)):  # other people's seeds: drawn, or the same for all
+        seeds = [FIRST_SEED + number for number in numbers]
+    for number, seed, about in zip(numbers, seeds, metadata, strict=True):
         if held_out is not None and is_held_out(seed) != held_out:
             continue
         try:

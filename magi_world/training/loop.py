@@ -177,7 +177,8 @@ class Trainer:
         from torch.utils.tensorboard import SummaryWriter  # slow to import
 
         settings = self.settings
-        writer = SummaryWriter(str(self.folder / "tensorboard" / self.stage.name))
+        curves = self.folder / "tensorboard" / self.stage.name
+        writer = SummaryWriter(str(curves), purge_step=self.step)  # beyond the last checkpoint
         saved, started = time.monotonic(), time.monotonic()
         first = self.step
         columns = (

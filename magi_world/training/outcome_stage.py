@@ -95,13 +95,22 @@ def sequence_strata(
     return ends, others, chunks
 
 
+def too_short(length: int) -> str:
+    """What is wrong where `sequence_strata` finds no other stretches in all data."""
+    dead = length + kept_chunks(length) + 1
+    return (
+        f"no episode that goes on has {length + 1} chunks, none that ends in a death {dead}: "
+        "shorten `sequence` in the recipe"
+    )
+
+
 def _plan(
     store: Store, length: int, chunks: int, held_out: bool, generator: torch.Generator
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Batches of rows `[S, L]` with the weight of each chunk `[S]`."""
     ends, others, population = sequence_strata(store, length, held_out)
     if not others:
-        raise DatasetError(f"no episode has {length + 2} chunks: shorten `sequence` in the recipe")
+        raise DatasetError(too_short(length))
     half = max(1, chunks // 2 // length)
     repeats = max(1, half // max(1, len(ends)))
     starts = [start for start in ends for _ in range(repeats)]

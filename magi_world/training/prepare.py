@@ -11,11 +11,11 @@ import torch
 from rich.console import Console
 
 from magi_world.config import WorldConfig
-from magi_world.disk import check_disk
+from magi_world.disk import check_disk, write_text
 from magi_world.errors import DatasetError, RecipeError
 from magi_world.players import chunk_prompts
 from magi_world.training.collect import is_held_out
-from magi_world.training.outcome_stage import sequence_strata
+from magi_world.training.outcome_stage import sequence_strata, too_short
 from magi_world.training.reading import Reading
 from magi_world.training.recipe import Recipe
 from magi_world.training.sources import check_sources, read_source
@@ -93,7 +93,7 @@ def read_store(
     console.print(f"reading {total} chunks from {', '.join(map(str, data))}")
     episodes = (episode for path in data for episode in read_source(path, card, config, reading))
     store = build_store(episodes, folder, is_held_out, total)
-    note.write_text(json.dumps(sources))
+    write_text(note, json.dumps(sources))
     return store
 
 
@@ -163,6 +163,4 @@ def _check_lengths(store: Store, recipe: Recipe, stages: Sequence[str]) -> None:
                 )
     if "outcome" in stages and recipe.config.outcome is not None:
         if not sequence_strata(store, length, held_out=False)[1]:
-            raise DatasetError(
-                f"no episode has {length + 2} chunks: shorten `sequence` in the recipe"
-            )
+            raise DatasetError(too_short(length))

@@ -217,12 +217,13 @@ def _settings(cls: type[StageSettings], values: dict[str, Any], source: str) -> 
             raise RecipeError(f"{source}: {name} {value} is below what can work")
         if name in _SHARES and (value > 1 or (name == "ema_decay" and value == 1)):
             raise RecipeError(f"{source}: {name} {value} is a share, at most 1 (ema_decay below)")
-    if values.get("most_kv_range", 0) > values.get("sequence", math.inf):
-        raise RecipeError(f"{source}: most_kv_range is above sequence: no chunk would see so many")
     size, workers = values.get("batch_size", 0), values.get("workers", 1)
     if size % workers:
         raise RecipeError(f"{source}: batch_size {size} cannot be shared by {workers} workers")
     try:
-        return cls(**values)
+        settings = cls(**values)
     except TypeError as error:  # a value without a default is missing
         raise RecipeError(f"{source}: {error}") from None
+    if getattr(settings, "most_kv_range", 0) > getattr(settings, "sequence", math.inf):
+        raise RecipeError(f"{source}: most_kv_range is above sequence: no chunk would see so many")
+    return settings

@@ -1,5 +1,6 @@
 """Train a world from recipe and data: VAE, then DiT and text encoder, then outcome heads."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -12,23 +13,24 @@ import torch
 from rich.console import Console
 
 from magi_world.compiler import cpp_compiler
-from magi_world.disk import check_folder
+from magi_world.disk import check_folder, write_text
 from magi_world.errors import CheckpointError, RecipeError
 from magi_world.training.bank import make_bank
 from magi_world.training.deepen import deepened, widened
 from magi_world.training.dit_stage import DiTStage, initialise
-from magi_world.training.encoding import encode_store, scale_note
+from magi_world.training.encoding import encode_store, mirrored_path, scale_note
 from magi_world.training.loop import Trainer
 from magi_world.training.outcome_stage import OutcomeStage, generate_examples
 from magi_world.training.prepare import prepare, tics_by_source
 from magi_world.training.reading import Reading
 from magi_world.training.recipe import DiTSettings, Recipe
-from magi_world.training.store import Store, open_store
+from magi_world.training.store import Store, open_store, told_if_damaged
 from magi_world.training.vae_stage import VAEStage
 from magi_world.training.workers import Workers
 from magi_world.world import World, load
 
 STAGES = ("vae", "dit", "outcome")
+_BEGUN = "begun.json"  # recipe and world that a run in a folder was begun with
 _PARTS = {"vae": ("vae",), "dit": ("dit", "text"), "outcome": ("outcome",)}  # what each trains
 
 
@@ -49,7 +51,7 @@ def train_world(
         recipe: what to train, see :func:`magi_world.training.recipe.load_recipe`.
         data: Minari datasets and folders of videos, see `training/sources.py`.
         out: folder of checkpoints, TensorBoard logs, the training store and the world.
-        resume: go on from the checkpoints in ``out``.
+        resume: go on from the checkpoints in ``out``, begun with the same world.
         stages: which stages to run; earlier ones must have run in ``out``, or come from ``init``.
         init: a world (name or folder) whose weights the run begins with; its DiT may have fewer
             layers than the recipe's. The scale of its latents is kept, and stages before the first
@@ -63,7 +65,7 @@ def train_world(
 
     Raises:
         RecipeError: an unknown stage or part, parts of no world, or ``out`` is no place to write in
-            or holds a run and ``resume`` is False.
+            or holds a run and ``resume`` is False, or one of another recipe or world.
         DatasetError: data that cannot be used, or a disk that is too small, before anything trains.
         WorldNotFound, CheckpointError: ``init`` is no world, or one of another configuration.
     """
@@ -80,6 +82,7 @@ def train_world(
     check_folder(out, RecipeError)
     if not resume and any(out.glob("*.checkpoint.safetensors")):
         raise RecipeError(f"{out} holds a run already: resume it or choose another folder")
+    init, init_parts = _begun(recipe, out, resume, init, init_parts)
     kept_parts = _kept_parts(init, init_parts)
     if recipe.vae.decoder_only and "vae" not in kept_parts and not resume:
         raise RecipeError("decoder_only needs a VAE to begin with: name a world with --init")
@@ -87,6 +90,8 @@ def train_world(
     if first is not None:  # outcome heads depend on the data, too
         _copy_weights(_blank(recipe), first, kept_parts - {"outcome"})
     store = prepare(recipe, data, out, stages, console)
+    begun = {"recipe": recipe.path.stem, "init": None if init is None else str(init)}
+    write_text(out / _BEGUN, json.dumps(begun | {"parts": sorted(kept_parts)}))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.vae.seed)
         world = World(_card(recipe, store))
@@ -107,6 +112,7 @@ def train_world(
             if new_latents:  # those there are of the VAE that it was
                 scale_note(store).unlink(missing_ok=True)
                 store.latents_path.unlink(missing_ok=True)
+                mirrored_path(store).unlink(missing_ok=True)
         run.run()
         world.card["training"][f"{stage.name}_minutes"] = round(run.seconds / 60, 1)
         world.card["training"][f"{stage.name}_steps"] = settings.steps
@@ -146,6 +152,31 @@ def train_world(
 def _dit_stage(world: World, store: Path, settings: DiTSettings) -> DiTStage:
     """The stage as every process makes it for itself; the latents come from the disk."""
     return DiTStage(world, open_store(store), settings)
+
+
+def _begun(
+    recipe: Recipe,
+    out: Path,
+    resume: bool,
+    init: str | Path | None,
+    parts: Sequence[str] | None,
+) -> tuple[str | Path | None, Sequence[str] | None]:
+    """The world and its parts that a run begins with: where it goes on, those it was begun with."""
+    note = out / _BEGUN
+    if not resume or not note.exists():
+        return init, parts
+    with told_if_damaged(note, "delete it, and name what the run was begun with"):
+        begun = json.loads(note.read_text())
+        was = (begun["recipe"], begun["init"], begun["parts"])
+    now = (
+        recipe.path.stem,
+        was[1] if init is None else str(init),
+        was[2] if parts is None else sorted(parts),
+    )
+    for name, old, new in zip(("recipe", "--init", "parts"), was, now, strict=True):
+        if old != new:
+            raise RecipeError(f"the run in {out} was begun with {name} {old}, not {new}")
+    return was[1], was[2] if was[1] is not None else None
 
 
 def _kept_parts(init: str | Path | None, parts: Sequence[str] | None) -> set[str]:

@@ -43,8 +43,9 @@ def check_sources(
     """Look at all data before any of it is read; the facts of each source.
 
     Raises:
-        DatasetError: a source that cannot be used, has other actions than the card's prompts or
-            frames of another size than the recipe's, or sources whose frames differ in size.
+        DatasetError: two sources of one name; one that cannot be used, has other actions than the
+            card's prompts or frames of another size than the recipe's, or sources whose frames
+            differ in size.
     """
     facts = [_facts(path, card, config, reading) for path in paths]
     prompts = chunk_prompts(card)
@@ -68,6 +69,12 @@ def check_sources(
         if known.actions != len(prompts) or known.prompts not in (None, prompts):
             has = known.prompts or f"{known.actions} actions"
             raise DatasetError(f"{path} has {has}, the recipe's card the prompts {prompts}")
+    names = [path.name for path in paths]
+    if again := sorted({name for name in names if names.count(name) > 1}):
+        raise DatasetError(
+            f"two sources are called {again[0]!r}, the name by which their tics are counted: "
+            "collect with --name, or rename a folder"
+        )
     return facts
 
 

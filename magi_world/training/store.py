@@ -194,7 +194,8 @@ def _build(
     used = offsets[-1]
     del frames
     _shorten(partial, used)
-    (folder / "table.npz").unlink(missing_ok=True)  # of other frames; without it there is no store
+    for made_of_others in ("table.npz", "latents.npy", "mirrored.npy", "scale.json"):
+        (folder / made_of_others).unlink(missing_ok=True)  # without the first there is no store
     os.replace(partial, folder / "frames.npy")
     table = {key: np.concatenate(value) for key, value in columns.items()}
     table["offsets"] = np.array(offsets, dtype=np.int64)

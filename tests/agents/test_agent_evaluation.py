@@ -317,6 +317,7 @@ def test_difference_from_blind_agents_has_an_interval() -> None:
         ({"seeds": "test"}, "test"),
         ({"episodes": 0}, "episodes 0"),
         ({"where": ["real"]}, "make_game"),
+        ({"where": ["dream", "real"]}, "make_game"),  # before anything is dreamed
     ],
 )
 def test_wrong_requests_are_refused(wrong: dict[str, Any], message: str) -> None:

@@ -16,6 +16,7 @@ from magi_world.agents.linear_training import Args, Population, train
 from magi_world.errors import AgentError, ConfigError, MissingPackage, NotReset
 from magi_world.world import World
 from tests.agents.fork import PROMPTS, SHAPE, Fork, fork_world, some_latents
+from tests.tiny_duel import make_tiny_duel
 
 SMALL: dict[str, Any] = {
     "generations": 3, "population": 6, "episodes": 2, "horizon": 5, "history": 2, "pool": (1, 2),
@@ -148,6 +149,8 @@ def test_another_training_is_refused(tmp_path: Path) -> None:
 def test_a_world_that_teaches_nothing_is_refused(tmp_path: Path) -> None:
     with pytest.raises(AgentError, match="no outcome heads"):
         train(fork_world(outcome=False), Args(**SMALL), tmp_path, show=False)
+    with pytest.raises(AgentError, match="has players"):
+        train(make_tiny_duel(), Args(**SMALL), tmp_path, show=False)
 
 
 def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,6 +29,12 @@ def test_trainings_of_one_line_count_together() -> None:
     assert line["reached"][:3] == [30, 20, 0]
 
 
+def test_bands_are_of_the_seeds_asked_for() -> None:
+    rows = [a_row(returns=[50.0] * FEWEST), a_row(seeds="validation", returns=[150.0] * FEWEST)]
+    (line,) = make_bands(rows, 100, seeds="validation")
+    assert line["ended"][:2] == [0, FEWEST]
+
+
 def test_few_episodes_say_nothing() -> None:
     (line,) = make_bands([a_row(returns=[500.0] * (FEWEST - 1))], 100)
     assert line["reached"][0] == FEWEST - 1 and set(line["share"]) == {None}

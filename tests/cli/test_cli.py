@@ -58,8 +58,14 @@ def test_without_arguments_the_verbs_are_listed(run: Run) -> None:
         (["train-world", "nothing", "--data", ".", "--out", "runs"], "no recipe 'nothing'"),
         (["train-world", "--out", "runs", "--resume", "--set", "vae=3"], "SECTION.NAME=VALUE"),
         (["train-agent", "--out", "runs", "--set", "speed=3"], "speed=3"),
-        (["train-agent", "--out", "runs", "--set", "hidden=wide"], "hidden is of kind int"),
-        (["train-agent", "--out", "runs", "--set", "signal_weights=5"], "is a JSON object"),
+        (
+            ["train-agent", "--out", "runs", "--set", "hidden=wide"],
+            "'wide' is not of kind int",
+        ),
+        (
+            ["train-agent", "--out", "runs", "--set", "signal_weights=5"],
+            "5 is not of kind dict",
+        ),
         (["train-agent", "--out", "runs", "--world", "nowhere"], "no world 'nowhere'"),
         (["evaluate"], "--out"),
         (["evaluate", "nowhere", "--out", "report"], "no world 'nowhere'"),

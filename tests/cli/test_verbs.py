@@ -148,6 +148,8 @@ def test_plan(run: Run, tiny_world_path: Path, fake_game: type[FakeGame]) -> Non
     ):
         refused = run(*arguments, "--real", *words)
         assert refused.code == 2 and reason in refused.err
+    refused = run(*arguments, "--game", "nowhere:Game")
+    assert refused.code == 2 and "dream" not in refused.err  # nothing was dreamed in vain
 
 
 def test_a_timed_planner_is_told_of_ended_episodes(tiny_world: World) -> None:

@@ -64,6 +64,9 @@ def test_ratio_of_two_scores_of_the_same_trainings() -> None:
     found = ratio(dream, real)
     assert found.low < 0.8 < found.high and found.value == pytest.approx(0.8, abs=0.02)
     assert found.high - found.low < 0.1  # trainings differ, but alike on both sides
+    alike = rng.normal(500, 100, 200)
+    apart = ratio([alike], [alike])  # the same numbers, but no episode belongs to another
+    assert apart.low < 0.99 and apart.high > 1.01
     assert np.isnan(ratio([[1.0]], [[0.0]]).value)
     assert np.isnan(ratio([[1.0]], [[0.0, 1.0]]).low)  # a draw of its mean may be 0
     with pytest.raises(ValueError, match="1 seeds over 2"):

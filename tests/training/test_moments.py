@@ -204,6 +204,9 @@ def test_training_leaves_an_agent_that_can_go_on(
     acts = loaded.act(np.zeros((2, *world.config.latent_shape), np.float32))
     assert acts.shape == (2,)
 
+    (tmp_path / "one" / "agent.json").unlink()
+    with pytest.raises(AgentError, match="holds moments of another training"):
+        train(world, Args(**SMALL | {"seed": 2}), tmp_path / "one", store=store, show=False)
     train(world, Args(**SMALL | {"updates": 3}), tmp_path / "two", store=store, show=False)
     train(world, args, tmp_path / "two", store=store, resume=True, show=False)
     again = json.loads((tmp_path / "two" / "agent.json").read_text())

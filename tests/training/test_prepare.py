@@ -121,7 +121,7 @@ def test_frames_of_different_sizes(
         ({"pattern": (0, 1)}, "the action changes within a chunk"),
         ({"episodes": 10}, "no episode is in the held-out part: there are 10, every twentieth"),
         ({"steps": 8}, "no episode has 4 chunks, the longest one has 3: shorten `sequence`"),
-        ({"steps": 12}, "no episode has 6 chunks"),
+        ({"steps": 12}, "no episode that goes on has 5 chunks, none that ends in a death 7"),
         (
             {"space": spaces.Box(0, 255, (8, 64, 64, 3), np.uint8)},
             "chunks of 8 frames, the recipe of 4",
@@ -146,6 +146,7 @@ def test_what_fails_on_the_way_leaves_nothing_behind(
 ) -> None:
     good = record(tmp_path / "good", monkeypatch)
     mixed = record(tmp_path / "mixed", monkeypatch, pattern=(0, 0, 0, 0, 0, 1, 1, 1))
+    mixed = mixed.rename(mixed.with_name("mixed-v0"))
     with pytest.raises(DatasetError, match="changes within a chunk"):
         run(recipe, [good, mixed], tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -265,6 +266,25 @@ def test_a_full_disk_is_noticed_first(
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
     with pytest.raises(DatasetError, match="GB of disk needed under .*run, 0.00 GB free"):
         run(recipe, [], tmp_path / "run")
+
+
+def test_seeds_of_others_do_not_decide_what_is_held_out(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = record(tmp_path, monkeypatch)
+    dataset = minari.load_dataset("other/game-v0")
+    dataset.storage.update_episode_metadata([{"seed": 0}] * 20)  # a reset(seed=0) each
+    store = run(recipe, [path], tmp_path / "run")
+    assert store.summary()["episodes"] == 20 and len(store.episodes(held_out=True)) == 1
+
+
+def test_sources_of_one_name_cannot_be_told_apart(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = (record(tmp_path / name, monkeypatch) for name in ("one", "other"))
+    with pytest.raises(DatasetError, match="two sources are called 'game-v0'"):
+        run(recipe, [one, other], tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_what_nobody_has_learned_from_is_read_anew(

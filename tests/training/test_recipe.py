@@ -85,6 +85,7 @@ def test_overrides_replace_values() -> None:
         ({"dit": {"learning_rate": -1.0}}, "learning_rate"),
         ({"dit": {"caption_dropout": 1.5}}, "caption_dropout"),
         ({"dit": {"sequence": 1}}, "sequence"),
+        ({"dit": {"most_kv_range": 128}}, "most_kv_range is above sequence"),
         ({"outcome": {"ema_decay": 1.0}}, "ema_decay"),
         ({"vae": {"precision": "float16"}}, "precision 'float16' is not one of"),
         ({"dit": {"objective": "gan"}}, "objective 'gan' is not one of"),

@@ -161,6 +161,9 @@ def test_latents_come_later(tmp_path: Path) -> None:
     latents = np.ones((3, 16, 1, 1, 1), np.float16)
     np.save(store.latents_path, latents)
     assert np.array_equal(store.latents(), latents)
+    build(tmp_path, [Played(1, 1), Played(3, 0)])  # as many chunks, of other frames
+    with pytest.raises(DatasetError, match=r"latents.npy is missing: train the VAE"):
+        store.latents()
 
 
 @pytest.mark.parametrize("name", ["table.npz", "frames.npy"])

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from magi_world.agents.files import describe
 from magi_world.errors import (
     CheckpointError,
     ConfigError,
@@ -156,9 +157,11 @@ def test_a_vae_that_learns_on_makes_new_latents(recipe: Recipe, data: Path, tmp_
     train(recipe, data, tmp_path, stages=["vae"])
     store = open_store(tmp_path / "store")
     before = store.latents()
+    (tmp_path / "store" / "mirrored.npy").touch()
     longer = replace(recipe, vae=replace(recipe.vae, steps=8))
     world = train(longer, data, tmp_path, stages=["vae"], resume=True)
     assert not np.array_equal(store.latents(), before)
+    assert not (tmp_path / "store" / "mirrored.npy").exists()
     encoded = world.encode(np.ascontiguousarray(store.frames[:4])).numpy()
     latents = store.latents()[:4].astype(np.float32)
     assert np.abs(encoded - latents).max() < 0.05 * np.abs(latents).max()
@@ -195,6 +198,23 @@ def test_a_run_may_begin_with_a_world(
         gentle, data, tmp_path, stages=["dit", "outcome"], init=trained / "world", resume=True
     )
     assert again.card["training"]["outcome_steps"] == 4
+
+
+def test_a_run_goes_on_with_the_world_that_it_began_with(
+    trained: Path, recipe: Recipe, data: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    train(recipe, data, out, stages=["dit"], init=trained / "world", init_parts=["vae"])
+    with pytest.raises(RecipeError, match=r"begun with --init .*world, not .*elsewhere"):
+        train(recipe, None, out, init=tmp_path / "elsewhere", resume=True)
+    with pytest.raises(RecipeError, match=r"begun with parts \['vae'\], not \['dit', 'vae'\]"):
+        train(recipe, None, out, init_parts=["vae", "dit"], resume=True)
+    other = replace(recipe, path=tmp_path / "another.toml")
+    with pytest.raises(RecipeError, match=r"begun with recipe .*, not another"):
+        train(other, None, out, resume=True)
+    world = train(recipe, None, out, resume=True, stages=["dit", "outcome"])
+    assert world.card["training"]["begun_with"]["recipe"] == recipe.path.stem
+    assert "vae_steps" not in world.card["training"]  # it came with the world
 
 
 def test_another_model_may_learn_on_the_latents_of_a_world(
@@ -344,6 +364,10 @@ def test_more_clips_come_from_the_data_of_a_run(trained: Path) -> None:
     assert len(many.bank) > 0 and many.dit is world.dit
     few = with_more_clips(world, trained, clips=2)
     assert len(few.bank) == few.bank.num_openings + 2
+    assert "other_bank" not in world.card and many.card["other_bank"]["clips"] == 10_000
+    told = {name: describe(w, "ppo", "dream") for name, w in (("own", world), ("few", few))}
+    assert "starts_from" not in told["own"] and told["few"]["starts_from"]["clips"] == 2
+    assert "starts_from" not in describe(few, "ppo", "real")
     with pytest.raises(DatasetError, match="no folder of train-world"):
         with_more_clips(world, trained / "world", clips=2)
 
