@@ -9,6 +9,7 @@ import typer
 from magi_world.cli.evaluate_agent import Seeds
 from magi_world.cli.output import emit_json, say
 from magi_world.cli.worlds import AsJson, Device, DType
+from magi_world.disk import write_text
 from magi_world.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ def evaluate_selfplay(
             row = match(make_game, loaded, lambda: (read(agent), read(name)), **common)  # noqa: B023
         rows.append({"agent": agent, "opponent": name, "seeds": seeds.value, **row})
         if out is not None:
-            out.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+            write_text(out, json.dumps(rows, indent=1) + "\n")
     if as_json:
         emit_json(rows)
     else:
