@@ -36,9 +36,9 @@ def make_lines(rows: Sequence[Row], seeds: str = "final") -> list[Line]:
     `real_tics` (mean of a training), `validation_tics` (all together), `dream` and `real` (None, or
     `episodes`, `mean` and `iqm`, these two with `value`, `low` and `high`), `by_seed` (mean return
     of each training by place), `above_sweep` (None, or how far the real mean lies above that of the
-    best sweep, with its interval), `below_best` (the same beside the line of the highest real mean,
-    None for that line itself) and `dream_over_real` (None, or the ratio of the means of those
-    trainings that have both, with its interval).
+    best sweep, with its interval), `below_best` (the same beside the line of the highest real mean;
+    None for that line itself and for blind players, who do not count) and `dream_over_real` (None,
+    or the ratio of the means of those trainings that have both, with its interval).
 
     Raises:
         AgentError: no row is on those seeds.
@@ -48,9 +48,12 @@ def make_lines(rows: Sequence[Row], seeds: str = "final") -> list[Line]:
         raise AgentError(f"none of the {len(rows)} recorded rows is on {seeds} seeds")
     sweep = _best_sweep(chosen)
     groups = [(group, _by_training(group)) for group in _groups(chosen)]
-    best = max(
-        (scores["real"] for _, scores in groups if scores["real"]), key=_mean_of, default=None
-    )
+    trained = [
+        scores["real"]
+        for group, scores in groups
+        if scores["real"] and group[0]["policy"] != "blind"
+    ]
+    best = max(trained, key=_mean_of, default=None)
     lines = []
     for group, scores in groups:
         first = group[0]
@@ -59,7 +62,8 @@ def make_lines(rows: Sequence[Row], seeds: str = "final") -> list[Line]:
         above = below = None
         if real and sweep is not None and first["kind"] != "sweep":
             above = asdict(difference(real, [sweep]))
-        if real and best is not None and scores["real"] is not best:
+        seeing = first["policy"] != "blind"
+        if real and seeing and best is not None and scores["real"] is not best:
             below = asdict(difference(real, list(best.values())))
         lines.append(
             {

@@ -282,7 +282,10 @@ def test_settings_compared_on_validation_seeds() -> None:
               returns=rng.normal(mean, 100, 50).tolist())
         for label, mean in settings.items() for seed in (1, 2)
     ]  # fmt: skip
-    lines = make_lines([*rows, a_row(returns=[5_000.0])], "validation")
+    sweep = blind("best sweep", "sweep", seeds="validation", returns=[2_000.0])
+    lines = make_lines([*rows, sweep, a_row(returns=[5_000.0])], "validation")
+    first, *lines = lines
+    assert first["label"] == "best sweep" and first["below_best"] is None  # it is no setting
     below = {line["label"]: line["below_best"] for line in lines}
     best = max(lines, key=lambda line: line["real"]["mean"]["value"])["label"]
     assert below.keys() == settings.keys() and below[best] is None and best != "4 steps"
