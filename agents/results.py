@@ -200,7 +200,7 @@ def _label(about: Mapping[str, Any]) -> str:
     """The line of the table to which an agent belongs unless told otherwise."""
     if about["kind"] == "linear":
         generations = about.get("trained", {}).get("generations")
-        return "linear controller" + (f", {generations} generations" if generations else "")
+        return "linear controller" + (f", {generations:,} generations" if generations else "")
     if about["kind"] not in ("ppo", "fitted-q"):
         return _LABELS.get(about["kind"], str(about["kind"]))
     if about.get("trained_in") == "real":
