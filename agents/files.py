@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from magi_world.disk import write_text
 from magi_world.errors import AgentError
 from magi_world.training.bank import OTHER_BANK
 
@@ -52,9 +53,7 @@ def read_description(folder: Path) -> dict[str, Any]:
 
 def write_description(description: dict[str, Any], folder: Path) -> None:
     """Write `agent.json` under a temporary name, then rename it."""
-    temporary = folder / f"{DESCRIPTION}.partial"
-    temporary.write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(folder / DESCRIPTION)
+    write_text(folder / DESCRIPTION, json.dumps(description, indent=2) + "\n")
 
 
 def check_fits(description: dict[str, Any], world: "World") -> None:

@@ -16,6 +16,7 @@ from magi_world.agents.evaluation import BLIND, Row, evaluate_agents
 from magi_world.agents.files import STARTS, settings_hash, world_hash
 from magi_world.agents.frozen import Frozen
 from magi_world.agents.random_agent import Sweep
+from magi_world.disk import write_text
 from magi_world.errors import AgentError
 from magi_world.evaluation.scores import difference
 from magi_world.training.collect import Game
@@ -98,9 +99,7 @@ def record(path: Path, row: Row) -> None:
     kept = [old for old in rows if identity(old) != identity(row)]
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = ",\n".join(json.dumps(one, ensure_ascii=False) for one in [*kept, row])
-    temporary = path.with_name(path.name + ".partial")
-    temporary.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
-    temporary.replace(path)
+    write_text(path, f"[\n{lines}\n]\n")
 
 
 def identity(row: Mapping[str, Any]) -> tuple[Any, ...]:

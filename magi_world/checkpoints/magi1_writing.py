@@ -15,6 +15,7 @@ from magi_world.checkpoints.safetensors_stream import Source, write_stream
 from magi_world.checkpoints.shards import SHARD_BYTES, Progress, write_shards
 from magi_world.checkpoints.tensors import compact
 from magi_world.config import VAEConfig, WorldConfig
+from magi_world.disk import write_text
 from magi_world.errors import CheckpointError, ConfigError
 
 CONFIG = "config.json"
@@ -155,6 +156,4 @@ def copy_file(source: Path, target: Path) -> None:
 
 def _write_json(document: object, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".partial")
-    temporary.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    write_text(path, json.dumps(document, indent=2) + "\n")

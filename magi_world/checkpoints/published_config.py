@@ -5,7 +5,6 @@ together are :class:`Magi1Config`, the size of the picture and three places on d
 """
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 
 from magi_world.config import DiTConfig, SamplingConfig
 from magi_world.config_section import require, require_counts
+from magi_world.disk import write_text
 from magi_world.errors import CheckpointError, ConfigError
 from magi_world.magi1_config import Magi1Config
 
@@ -165,9 +165,7 @@ def read_published_config(path: Path) -> PublishedConfig:
 def write_published_config(config: PublishedConfig, path: Path) -> None:
     """Write a configuration file under a temporary name, then rename it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".partial")
-    temporary.write_text(json.dumps(config.to_dict(), indent=4) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    write_text(path, json.dumps(config.to_dict(), indent=4) + "\n")
 
 
 def is_published_config(document: Any) -> bool:

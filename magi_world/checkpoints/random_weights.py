@@ -6,7 +6,6 @@ are written: a checkpoint larger than the memory can be made.
 
 import json
 import math
-import os
 import tempfile
 import zlib
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from magi_world.checkpoints.published_config import PublishedConfig
 from magi_world.checkpoints.safetensors_stream import Source, total_bytes, write_stream
 from magi_world.checkpoints.shards import SHARD_BYTES, Progress
 from magi_world.config import VAEConfig
+from magi_world.disk import write_text
 from magi_world.errors import ConfigError
 from magi_world.kernels.fp8 import LARGEST
 from magi_world.models.dit import VideoDiT
@@ -218,9 +218,7 @@ def write_random_t5(folder: Path, config: dict[str, Any], seed: int) -> None:
     write_stream(
         folder / "model.safetensors", random_sources(model, seed, torch.bfloat16), {"format": "pt"}
     )
-    temporary = folder / "config.json.partial"
-    temporary.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, folder / "config.json")
+    write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
 
 
 def write_random_table(path: Path, width: int, seed: int) -> None:

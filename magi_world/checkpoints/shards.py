@@ -5,7 +5,6 @@ every file may carry the extra suffix ``.zst`` (spec section 2.2).
 """
 
 import json
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from magi_world.checkpoints.safetensors_stream import (
     write_stream,
 )
 from magi_world.checkpoints.tensors import some_names
+from magi_world.disk import write_text
 from magi_world.errors import CheckpointError
 
 SINGLE = "model.safetensors"
@@ -258,6 +258,4 @@ def _write_index(path: Path, names: Sequence[str], groups: Sequence[Sequence[Sou
     total = sum(total_bytes(group) for group in groups)
     placed = {s.name: name for name, group in zip(names, groups, strict=True) for s in group}
     text = json.dumps({"metadata": {"total_size": total}, "weight_map": placed}, indent=2)
-    temporary = path.with_name(path.name + ".partial")
-    temporary.write_text(text + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    write_text(path, text + "\n")

@@ -6,7 +6,6 @@ bank.safetensors         latents and prompts of the openings and of longer clips
 """
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from magi_world.checkpoints.tensors import read_tensors, write_tensors
+from magi_world.disk import write_text
 from magi_world.errors import CheckpointError, ResetOptionError
 from magi_world.players import check_players
 
@@ -155,7 +155,4 @@ def is_magi1_card(card: dict[str, Any]) -> bool:
 def write_card(folder: Path, card: dict[str, Any]) -> None:
     """Write a card under a temporary name, then rename it."""
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / (CARD + ".partial")
-    text = json.dumps(card, indent=2, ensure_ascii=False) + "\n"
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, folder / CARD)
+    write_text(folder / CARD, json.dumps(card, indent=2, ensure_ascii=False) + "\n")

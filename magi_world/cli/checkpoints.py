@@ -8,7 +8,7 @@ import typer
 
 from magi_world.cli.output import emit_json, emit_pairs, emit_table, say
 from magi_world.cli.worlds import AsJson, Device, DType
-from magi_world.disk import check_disk
+from magi_world.disk import check_disk, write_text
 from magi_world.errors import ConfigError
 
 _UNITS = {"GB": 10**9, "MB": 10**6, "KB": 10**3, "B": 1}
@@ -119,7 +119,6 @@ def calibrate(
     (SmoothQuant), and the published FP8 layout is written, with the errors in calibration.json.
     """
     import json
-    import os
 
     from magi_world.calibration import session
     from magi_world.checkpoints.magi1_writing import check_target
@@ -143,9 +142,7 @@ def calibrate(
     )
     result.world.save(out, layout="magi-1")
     report = {**result.report(), "videos": len(videos)}
-    temporary = out / "calibration.json.partial"
-    temporary.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, out / "calibration.json")
+    write_text(out / "calibration.json", json.dumps(report, indent=2) + "\n")
     say(f"wrote {out}")
     if as_json:
         emit_json(report)

@@ -11,7 +11,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from magi_world.checkpoints import world_format
 from magi_world.checkpoints.tensors import read_tensors, write_tensors
 from magi_world.checkpoints.world_format import (
     Bank,
@@ -142,7 +141,7 @@ def test_an_interrupted_card_leaves_the_old_one(
     def interrupted(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(world_format.os, "replace", interrupted)
+    monkeypatch.setattr(os, "replace", interrupted)
     with pytest.raises(KeyboardInterrupt):
         write_card(tmp_path, {**tiny_card(), "horizon": 3})
     monkeypatch.undo()
