@@ -198,8 +198,9 @@ def _about(agent: Agent, name: str) -> dict[str, Any]:
 def _label(about: Mapping[str, Any]) -> str:
     """The line of the table to which an agent belongs unless told otherwise."""
     if about["kind"] == "linear":
-        generations = about.get("trained", {}).get("generations")
-        return "linear controller" + (f", {generations:,} generations" if generations else "")
+        updates = about.get("trained", {}).get("generations")
+        several = "" if updates == 1 else "s"
+        return "linear controller" + (f", {updates:,} generation{several}" if updates else "")
     if about["kind"] not in ("ppo", "fitted-q"):
         return _LABELS.get(about["kind"], str(about["kind"]))
     if about.get("trained_in") == "real":

@@ -104,7 +104,7 @@ def test_other_labels(tiny_world: World, tmp_path: Path) -> None:
     args = LinearArgs(generations=1, population=4, episodes=1, horizon=1)
     train_linear(tiny_world, args, tmp_path / "linear", show=False)
     row = played(tiny_world, str(tmp_path / "linear"))
-    assert row["label"] == "linear controller, 1 generations" and row["generations"] == 1
+    assert row["label"] == "linear controller, 1 generation" and row["generations"] == 1
     train(tiny_world, Args(**TINY, temperature=1.15), tmp_path / "hot", show=False)
     assert played(tiny_world, str(tmp_path / "hot"))["label"] == "PPO in the dream, τ 1.15"
     described = json.loads((tmp_path / "hot" / "agent.json").read_text()) | {"kind": "fitted-q"}
