@@ -29,8 +29,9 @@ demo: $(VENV)/demo.stamp
 # the arrays of tests are tiny: threads would only wait for each other
 test slow: export OMP_NUM_THREADS ?= 1
 
+# one process a core
 test: $(VENV)/test.stamp
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses auto --dist worksteal
 
 slow: $(VENV)/test.stamp
 	$(BIN)/pytest -m slow
