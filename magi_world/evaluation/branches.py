@@ -19,7 +19,7 @@ import numpy.typing as npt
 from magi_world.evaluation.clips import Episode, Integers, played
 from magi_world.evaluation.dreaming import DreamSettings, new_rollout, prompts_of
 from magi_world.evaluation.hazard import give_history
-from magi_world.evaluation.metrics import blocks, ratio_interval
+from magi_world.evaluation.metrics import blocks, ratio_interval, sums_by
 from magi_world.sampling.rollout import Rollout
 from magi_world.world import World
 
@@ -149,10 +149,7 @@ def _captured(episode: Integers, real: Array, dreamed: Array) -> dict[str, Any]:
     liked = dreamed == dreamed.max(axis=1, keepdims=True)
     chosen = (real * liked).sum(axis=1) / liked.sum(axis=1)
     random, best = real.mean(axis=1), real.max(axis=1)
-    gain, most = np.zeros((2, int(episode.max()) + 1))
-    np.add.at(gain, episode, chosen - random)
-    np.add.at(most, episode, best - random)
-    present = np.unique(episode)
+    gain, most = (sums_by(episode, values - random) for values in (chosen, best))
     total = float(most.sum())
     return {
         "n": len(real),
@@ -161,5 +158,5 @@ def _captured(episode: Integers, real: Array, dreamed: Array) -> dict[str, Any]:
         "chosen": float(chosen.mean()),
         "best": float(best.mean()),
         "captured": float(gain.sum()) / total if total else None,
-        "captured_interval": list(ratio_interval(gain[present], most[present], paired=True)),
+        "captured_interval": list(ratio_interval(gain, most, paired=True)),
     }

@@ -74,6 +74,8 @@ class Clips:
     actions: Integers
     """int64 `[n, prefix + horizon]`: the action behind every chunk"""
     prefix: int
+    episode: Integers
+    """int64 `[n]`: which episode each clip is from; clips of one episode may overlap"""
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -83,8 +85,11 @@ class Clips:
         """Chunks after the prefix."""
         return int(self.frames.shape[1]) - self.prefix
 
-    def __getitem__(self, rows: slice) -> "Clips":
-        return Clips(frames=self.frames[rows], actions=self.actions[rows], prefix=self.prefix)
+    def __getitem__(self, rows: slice | Integers) -> "Clips":
+        return Clips(
+            frames=self.frames[rows], actions=self.actions[rows],
+            prefix=self.prefix, episode=self.episode[rows],
+        )  # fmt: skip
 
 
 def cut_clips(
@@ -115,4 +120,8 @@ def cut_clips(
         frames.append(episode.frames[start : start + length])
         actions.append(played(episode)[start : start + length])
     order = rng.permutation(len(chosen))  # so that the first batch is no single episode
-    return Clips(frames=np.stack(frames)[order], actions=np.stack(actions)[order], prefix=prefix)
+    owner = np.array([places[place][0] for place in chosen], np.int64)
+    return Clips(
+        frames=np.stack(frames)[order], actions=np.stack(actions)[order],
+        prefix=prefix, episode=owner[order],
+    )  # fmt: skip

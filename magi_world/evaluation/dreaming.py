@@ -103,7 +103,7 @@ def batches(clips: Clips, settings: DreamSettings) -> Iterator[tuple[slice, Clip
     width = min(settings.batch_size, len(clips))
     for rows in blocks(len(clips), width):
         taken = np.arange(rows.start, rows.start + width) % len(clips)
-        batch = Clips(frames=clips.frames[taken], actions=clips.actions[taken], prefix=clips.prefix)
+        batch = clips[taken]
         yield rows, batch, [settings.seed + rows.start + slot for slot in range(width)]
 
 

@@ -175,6 +175,15 @@ def ratio_interval(
     return float(low), float(high)
 
 
+def sums_by(owner: npt.NDArray[np.int64], values: npt.NDArray[Any]) -> Floats:
+    """Sum of the values `[n]` of each owner in `owner` `[n]` that there is, in its order.
+
+    For intervals of what is not independent: one row an episode, not one for each of its chunks.
+    """
+    _, rows = np.unique(owner, return_inverse=True)
+    return np.bincount(rows, weights=values).astype(np.float64)
+
+
 def share_interval(count: int, total: int) -> tuple[float, float]:
     """95 % Wilson interval of a share `count / total`; it is honest for rare events, too."""
     if not total:

@@ -5,9 +5,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from magi_world.evaluation.clips import Clips
+from magi_world.evaluation.clips import Clips, Integers
 from magi_world.evaluation.dreaming import through_vae
-from magi_world.evaluation.metrics import PEAK, Frames, psnr_of_mse
+from magi_world.evaluation.metrics import PEAK, Frames, psnr_of_mse, ratio_interval, sums_by
 from magi_world.world import World
 
 Errors = npt.NDArray[np.float64]
@@ -30,7 +30,7 @@ def measure_prediction(world: World, clips: Clips, dreamed: Frames) -> dict[str,
     repeats the last real frame before the prediction; `vae` codes and decodes the true chunk, which
     bounds every prediction of this world. PSNRs pool all pixels of a distance (dB, peak 255);
     `beats_copy_last` is the share of clips with the smaller error, and `margin_interval` the 95 %
-    bootstrap interval over clips of dream's PSNR minus copy-last's.
+    bootstrap interval over episodes of dream's PSNR minus copy-last's.
     """
     last_frame = clips.frames[:, clips.prefix - 1, -1:]
     rows = {}
@@ -46,15 +46,13 @@ def measure_prediction(world: World, clips: Clips, dreamed: Frames) -> dict[str,
             "copy_last": psnr_of_mse(float(copy.mean())),
             "vae": psnr_of_mse(float(chunk_errors(real, coded).mean())),
             "beats_copy_last": float((dream < copy).mean()),
-            "margin_interval": list(_margin_interval(dream, copy)),
+            "margin_interval": list(_margin_interval(dream, copy, clips.episode)),
         }
     return {"n": len(clips), "unit": "clips", "prefix_chunks": clips.prefix, "psnr_at": rows}
 
 
-def _margin_interval(dream: Errors, copy: Errors, draws: int = 2000) -> tuple[float, float]:
-    rng = np.random.default_rng(0)
-    drawn = rng.integers(len(dream), size=(draws, len(dream)))
+def _margin_interval(dream: Errors, copy: Errors, episode: Integers) -> tuple[float, float]:
     smallest = PEAK**2 / 1e12  # an exact copy has no finite PSNR; 120 dB stands for it
-    ours, theirs = (np.maximum(e[drawn].mean(axis=1), smallest) for e in (dream, copy))
-    low, high = np.quantile(10 * np.log10(theirs / ours), [0.025, 0.975])
+    ours, theirs = (sums_by(episode, np.maximum(errors, smallest)) for errors in (dream, copy))
+    low, high = 10 * np.log10(ratio_interval(theirs, ours, paired=True))
     return float(low), float(high)

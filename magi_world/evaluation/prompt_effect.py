@@ -12,7 +12,7 @@ import numpy as np
 from magi_world.evaluation.clips import Clips, Integers
 from magi_world.evaluation.dreaming import DreamSettings, Phrases, dream, prompts_of, through_vae
 from magi_world.evaluation.inverse_model import InverseModel, predict, ratio, score
-from magi_world.evaluation.metrics import Frames, Mask, ratio_interval
+from magi_world.evaluation.metrics import Frames, Mask, ratio_interval, sums_by
 from magi_world.evaluation.mobility import Travel, can_move, has_room, spread
 from magi_world.evaluation.motion import CONTEXT, Moments, join_moments, moments_of
 from magi_world.players import chunk_wordings
@@ -118,7 +118,7 @@ def measure_drawn_actions(
     nothing to what the player was doing, so a dream that just carries the motion on scores at
     chance. Judged are up to `group` chunks, spread over the actions, and only such in which the
     player can move (see `mobility.has_room`). `unseen_minus_seen` is the difference of the two
-    paraphrase accuracies in points, with its 95 % bootstrap interval over clips.
+    paraphrase accuracies in points, with its 95 % bootstrap interval over episodes.
     """
     names = prompts_of(world)
     actions = draw_actions(len(clips), horizon, len(names), hold=hold, seed=settings.seed)
@@ -154,10 +154,13 @@ def measure_drawn_actions(
         say(f"prompt effect: {kind}, {hits} of {chosen.sum()} chunks named rightly")
     if {"paraphrases_seen", "paraphrases_unseen"} <= set(rights) and chosen.any():
         gain = rights["paraphrases_unseen"].astype(int) - rights["paraphrases_seen"]
-        by_clip, counts = (gain * chosen).sum(axis=1), chosen.sum(axis=1)
-        low, high = ratio_interval(by_clip, counts, paired=True)
+        gained, counts = (
+            sums_by(clips.episode, column)
+            for column in ((gain * chosen).sum(axis=1), chosen.sum(axis=1))
+        )
+        low, high = ratio_interval(gained, counts, paired=True)
         result["unseen_minus_seen"] = {
-            "points": 100 * float(by_clip.sum() / counts.sum()),
+            "points": 100 * float(gained.sum() / counts.sum()),
             "interval": [100 * low, 100 * high],
             "n": int(counts.sum()),
         }
@@ -190,7 +193,7 @@ def measure_no_action(
         ]
     )
     rows = np.flatnonzero(free if free.any() else ~free)
-    clips = Clips(frames=clips.frames[rows], actions=clips.actions[rows], prefix=clips.prefix)
+    clips = clips[rows]
     before = clips.actions[:, clips.prefix - 1].repeat(horizon)
     unnamed = np.zeros((len(clips), horizon), np.int64)
     seen: dict[str, Integers] = {}

@@ -20,6 +20,7 @@ from magi_world.evaluation.metrics import (
     psnr_of_mse,
     ratio_interval,
     share_interval,
+    sums_by,
 )
 
 SCORED = st.lists(st.tuples(st.integers(0, 6), st.booleans()), min_size=2, max_size=40)
@@ -155,3 +156,8 @@ def test_confusion_has_truth_in_rows() -> None:
 def test_blocks_cover_everything_once(total: int, size: int) -> None:
     covered = [index for rows in blocks(total, size) for index in range(rows.start, rows.stop)]
     assert covered == list(range(total))
+
+
+def test_sums_by_owner_leave_out_those_without_values() -> None:
+    sums = sums_by(np.array([3, 1, 3, 7]), np.array([1.0, 2.0, 4.0, 8.0]))
+    assert sums.tolist() == [2.0, 5.0, 8.0]

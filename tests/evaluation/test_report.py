@@ -238,13 +238,30 @@ def test_numbers_that_are_not_finite_become_null() -> None:
 
 def test_a_perfect_prediction_beats_copying(tiny_world: World, episodes: list[EpisodeData]) -> None:
     frames = episodes[0].frames[None, :8]
-    clips = Clips(frames=frames, actions=np.zeros((1, 8), np.int64), prefix=2)
+    clips = Clips(
+        frames=frames, actions=np.zeros((1, 8), np.int64), prefix=2, episode=np.zeros(1, np.int64)
+    )
     rows = measure_prediction(tiny_world, clips, frames[:, 2:])["psnr_at"]
     assert set(rows) == {"1", "5"}
     for row in rows.values():
         assert row["dream"] == math.inf
         assert row["beats_copy_last"] == 1.0
         assert row["margin_interval"][0] > 0
+
+
+def test_clips_of_one_episode_are_one_draw(tiny_world: World, episodes: list[EpisodeData]) -> None:
+    rng = np.random.default_rng(0)
+    frames = rng.integers(256, size=(6, 3, *episodes[0].frames.shape[1:]), dtype=np.uint8)
+    dreamed = rng.integers(256, size=frames[:, 2:].shape, dtype=np.uint8)
+    widths = []
+    for episode in (np.arange(6), np.zeros(6, np.int64)):
+        actions = np.zeros((6, 3), np.int64)
+        clips = Clips(frames=frames, actions=actions, prefix=2, episode=episode)
+        low, high = measure_prediction(tiny_world, clips, dreamed)["psnr_at"]["1"][
+            "margin_interval"
+        ]
+        widths.append(high - low)
+    assert widths[0] > 0 and widths[1] == 0
 
 
 def test_chunks_are_drawn_once_and_whole(episodes: list[EpisodeData]) -> None:
