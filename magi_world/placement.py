@@ -1,8 +1,16 @@
 """Where a world runs and in what precision."""
 
+import os
+
 import torch
 
 from magi_world.errors import ConfigError
+
+if hasattr(os, "register_at_fork"):  # not on Windows, where nothing forks
+    # A forked child takes over the parent's pool of threads without the threads: its first parallel
+    # operation would wait for them forever, in `AsyncVectorEnv` over any environment of this
+    # package. One thread needs no pool; a child may ask for more.
+    os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 """what a DiT can compute in, by the names that users give"""

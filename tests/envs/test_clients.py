@@ -1,5 +1,8 @@
 """Libraries that know nothing of this package run over its environments, unmodified."""
 
+import os
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -27,6 +30,35 @@ def keywords(path: Path, **more: Any) -> dict[str, Any]:
 
 
 # ---------------------------------------------------------------- Gymnasium
+
+FORKED = """
+import sys
+import gymnasium as gym, torch
+import magi_world
+torch.set_num_threads(2)
+world = magi_world.load(sys.argv[1])
+rollout = world.rollout()
+rollout.reset()
+rollout.step(["strafe left"])
+torch.ones(400, 400) @ torch.ones(400, 400)  # the pool of threads runs by now
+envs = gym.make_vec(
+    sys.argv[2], num_envs=2, vectorization_mode="async", vector_kwargs={"context": "fork"},
+    world=sys.argv[1], actions="discrete",
+)
+envs.reset(seed=0)
+envs.step([1, 2])
+envs.close()
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing forks here")
+def test_forked_environments_run_after_the_parent_used_its_threads(tiny_world_path: Path) -> None:
+    subprocess.run(
+        [sys.executable, "-c", FORKED, str(tiny_world_path), ENV_ID],
+        env={**os.environ, "OMP_NUM_THREADS": "2"},
+        timeout=120,
+        check=True,
+    )
 
 
 @pytest.mark.parametrize("mode", ["NEXT_STEP", "SAME_STEP"])
