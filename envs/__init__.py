@@ -10,11 +10,12 @@ import typing
 if typing.TYPE_CHECKING:
     from magi_world.envs import pong_duel_v0
     from magi_world.envs.gymnasium_game import GymnasiumGame
-    from magi_world.envs.multi_env import MultiEnv, RealMultiEnv, parallel_env
+    from magi_world.envs.multi_env import MultiEnv
     from magi_world.envs.multi_vector_env import ParallelVectorEnv
     from magi_world.envs.parallel_wrappers import ParallelNumericInfos
     from magi_world.envs.ray_env import RayVectorEnv
     from magi_world.envs.real_env import RealEnv
+    from magi_world.envs.real_multi_env import RealMultiEnv, parallel_env
     from magi_world.envs.spaces import PromptSpace
     from magi_world.envs.text_image import TextImageSimilarity
     from magi_world.envs.vector_env import WorldVectorEnv
@@ -63,12 +64,12 @@ _HOMES = {
     "PromptSpace": "spaces",
     "RayVectorEnv": "ray_env",
     "RealEnv": "real_env",
-    "RealMultiEnv": "multi_env",
+    "RealMultiEnv": "real_multi_env",
     "TextImageSimilarity": "text_image",
     "VideoEnv": "video_env",
     "WorldEnv": "world_env",
     "WorldVectorEnv": "vector_env",
-    "parallel_env": "multi_env",
+    "parallel_env": "real_multi_env",
 }
 _MODULES = ("pong_duel_v0",)
 

@@ -1,6 +1,6 @@
-"""Generated worlds and real games with several agents, as `pettingzoo.ParallelEnv`.
+"""Generated worlds with several agents, as `pettingzoo.ParallelEnv`.
 
-Each of these environments steers one environment that knows a single prompt a chunk: the whole. In
+Such an environment steers one environment that knows a single prompt a chunk: the whole. In
 a world with players the card's template makes that prompt of everybody's; in a world for one agent
 several vote or take turns. PettingZoo's own wrapper makes turn-based environments of them, see
 `envs/pong_duel_v0.py`.
@@ -10,23 +10,27 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 from gymnasium.error import ResetNeeded
 from pettingzoo import ParallelEnv
 
 from magi_world.config import WorldConfig
 from magi_world.envs.arguments import RESET_OPTIONS, check_horizon
-from magi_world.envs.real_env import RealEnv
 from magi_world.envs.rendering import RENDER_MODES
 from magi_world.envs.sharing import Arbiter, OwnView, read_action, texts_of
-from magi_world.envs.spaces import ACTIONS, OBSERVATIONS, action_space, choose, max_prompt_length
+from magi_world.envs.spaces import (
+    ACTIONS,
+    OBSERVATIONS,
+    action_space,
+    as_prompt,
+    choose,
+    max_prompt_length,
+)
 from magi_world.envs.spaces import observation_space as chunk_space
 from magi_world.envs.world_env import WorldEnv
-from magi_world.errors import ActionError, ConfigError, PromptError
-from magi_world.players import players_of
+from magi_world.errors import PromptError
 from magi_world.sampling.chunk import Chunk
 from magi_world.sampling.rollout import Starts
-from magi_world.training.collect import GameChunk
+from magi_world.world import World
 
 Results = tuple[
     dict[str, Any], dict[str, float], dict[str, bool], dict[str, bool], dict[str, dict[str, Any]]
@@ -41,17 +45,6 @@ class _Whole(WorldEnv):
 
     def _reward(self, chunk: Chunk) -> float:
         self.rewards = chunk.reward.flatten().tolist()
-        return self.rewards[0]
-
-
-class _RealWhole(RealEnv):
-    """A real game whose rewards are kept for the agents that share it."""
-
-    for_players = True
-    rewards: list[float]
-
-    def _reward(self, chunk: GameChunk) -> float:
-        self.rewards = np.asarray(chunk.reward, float).flatten().tolist()
         return self.rewards[0]
 
 
@@ -91,6 +84,11 @@ class MultiEnv(ParallelEnv[str, Any, Any]):  # type: ignore[misc]  # PettingZoo 
         "is_parallelizable": True,
     }
 
+    world: World | None
+    """None for a real game that is not observed in latents"""
+    _env: Any
+    """the whole: the world, or its real game, for a single agent"""
+
     def __init__(
         self,
         world: str | os.PathLike[str] = "pong-duel",
@@ -112,7 +110,7 @@ class MultiEnv(ParallelEnv[str, Any, Any]):  # type: ignore[misc]  # PettingZoo 
     ) -> None:
         choose("actions", actions, ACTIONS)
         check_horizon(max_cycles, "max_cycles")
-        self._env: _Whole | _RealWhole = _Whole(
+        self._env = _Whole(
             world,
             actions="text",
             observations=observations,
@@ -149,6 +147,7 @@ class MultiEnv(ParallelEnv[str, Any, Any]):  # type: ignore[misc]  # PettingZoo 
         self._view = OwnView(card, view)
         whole = chunk_space(choose("observations", observations, OBSERVATIONS), config)
         prompts = card["prompts"]
+        self._shortest: str = min(prompts, key=lambda prompt: len(prompt.encode()))
         self.action_spaces = {
             agent: action_space(actions, prompts, self._max_length)
             for agent in self.possible_agents
@@ -220,7 +219,7 @@ class MultiEnv(ParallelEnv[str, Any, Any]):  # type: ignore[misc]  # PettingZoo 
         if not self.agents:
             raise ResetNeeded("step() with no agents alive: call reset()")
         texts = texts_of(actions, self.agents, self._read)
-        prompt = self._arbiter.prompt(texts)
+        prompt = self._prompt(texts)
         try:
             observation, _, terminated, truncated, info = self._env.step(prompt)
         except PromptError as wrong:  # each could be used, but all of them in the template cannot
@@ -242,16 +241,39 @@ class MultiEnv(ParallelEnv[str, Any, Any]):  # type: ignore[misc]  # PettingZoo 
             {agent: {**info, "action": texts.get(agent, noop)} for agent in living},
         )
 
-    def check_action(self, agent: str, action: Any) -> None:
-        """Refuse a wrong action of an agent as `step` does."""
-        texts_of({agent: action}, self.agents, self._read)
+    def check_action(
+        self, agent: str, action: Any, beside: Mapping[str, Any] | None = None
+    ) -> None:
+        """Refuse an action of an agent with which no `step` could succeed.
+
+        Args:
+            agent, action: who does what.
+            beside: what some of the others do. Of the rest it is assumed that they say little.
+
+        Raises:
+            ActionError, PromptError: as `step`; the message names the agent.
+        """
+        texts = texts_of({**(beside or {}), agent: action}, self.agents, self._read)
+        others = dict.fromkeys(self.agents, self._shortest)
+        try:
+            self._check_whole(self._prompt({**others, **texts}))
+        except PromptError as wrong:
+            raise PromptError(f"{agent}, together with the others: {wrong}") from None
 
     def _read(self, action: Any) -> str:
         """The words of one agent's action."""
         text = read_action(action, self._actions, self._card["prompts"], self._max_length)
         if self._arbiter.arbitration is not None:  # also of those whose words are not chosen
-            self.world.check_prompt(text)
+            self._check_whole(text)
         return text
+
+    def _prompt(self, texts: Mapping[str, str]) -> str:
+        """The chunk's prompt from the agents' words."""
+        return self._arbiter.prompt(texts)
+
+    def _check_whole(self, prompt: str) -> None:
+        """Refuse a prompt that the whole cannot be steered by."""
+        self._env.world.check_prompt(as_prompt(prompt, self._max_length))
 
     def _divide(self, agents: list[str]) -> dict[str, Any]:
         return {agent: self._view.of(self._whole, agent) for agent in agents}
@@ -290,9 +312,8 @@ class MultiEnv(ParallelEnv[str, Any, Any]):  # type: ignore[misc]  # PettingZoo 
         return None if self._whole is None else self._divide(self.possible_agents)
 
     def _dream(self) -> _Whole:
-        if not isinstance(self._env, _Whole):
-            raise ConfigError(f"the real game of {self._card['name']!r} has no states to save")
-        return self._env
+        dream: _Whole = self._env
+        return dream
 
     def render(self) -> Any:
         """Return the last frame, all frames since the last call, or None, as `render_mode` says."""
@@ -301,95 +322,3 @@ class MultiEnv(ParallelEnv[str, Any, Any]):  # type: ignore[misc]  # PettingZoo 
     def close(self) -> None:
         """Close the window if there is one, and end a real game."""
         self._env.close()
-
-
-REAL = "-real"
-"""Behind the name of a world, it means the world's real game."""
-
-
-def parallel_env(name: str | os.PathLike[str], **keywords: Any) -> MultiEnv:
-    """Open a world, or with `REAL` behind its name its real game, for several agents.
-
-    Args:
-        name: of an embedded world, or a folder.
-        keywords: those of `MultiEnv` or, for a real game, of `RealMultiEnv`.
-
-    Raises:
-        ConfigError: a keyword whose value is not allowed, or does not go with the world.
-        WorldNotFound: no world of that name or folder.
-    """
-    text = os.fspath(name)
-    if text.endswith(REAL) and not os.path.isdir(text):
-        return RealMultiEnv(text.removesuffix(REAL), **keywords)
-    return MultiEnv(text, **keywords)
-
-
-class RealMultiEnv(MultiEnv):
-    """The real game of a world with players: the twin of `MultiEnv`, with its spaces.
-
-    It ends where the game does: in Pong at 21 points (all agents terminated) or after 20,000 frames
-    (truncated). Rewards are what the game gives each player in a chunk. With text actions it takes
-    just the card's prompts and their paraphrases, each standing for its action.
-
-    Args:
-        world: name of an embedded world, or a folder; its card names the game.
-        game: another name of the game, or an adapter of one's own, see `envs/games.py`.
-        max_cycles, render_mode, actions, observations, view, horizon, device, dtype: as in
-            `MultiEnv`; a horizon of None leaves the end to the game.
-
-    Raises:
-        ConfigError: a keyword whose value is not allowed, a world without players, or one that has
-            no real game here.
-        WorldNotFound: no world of that name or folder.
-        MissingPackage: the game's packages are absent.
-    """
-
-    def __init__(
-        self,
-        world: str | os.PathLike[str] = "pong-duel",
-        *,
-        game: str | None = None,
-        max_cycles: int | None = None,
-        render_mode: str | None = None,
-        actions: str = "text",
-        observations: str = "frames",
-        view: str = "whole",
-        horizon: int | None = None,
-        device: str | None = None,
-        dtype: str | None = None,
-    ) -> None:
-        choose("actions", actions, ACTIONS)
-        check_horizon(max_cycles, "max_cycles")
-        self._env = _RealWhole(
-            world,
-            game=game,
-            actions="text",
-            observations=observations,
-            render_mode=render_mode,
-            horizon=horizon,
-            device=device,
-            dtype=dtype,
-        )
-        card = self._env.card
-        if not players_of(card):
-            raise ConfigError(f"the world {card['name']!r} has no players: use RealEnv")
-        self._share(card, actions, observations, view, None, 0)
-        self.max_cycles = max_cycles
-        self._meant: dict[str, str] = {
-            wording: prompt
-            for prompt in card["prompts"]
-            for key in ("held_out_paraphrases", "paraphrases")
-            for wording in (*card.get(key, {}).get(prompt, ()), prompt)
-        }
-
-    def _options(self, known: dict[str, Any] | None) -> dict[str, Any] | None:
-        return {}  # the real game begins where it begins
-
-    def _read(self, action: Any) -> str:
-        text = super()._read(action)
-        if text not in self._meant:
-            raise ActionError(
-                f"{text!r} is no action of the real game: it takes {self._card['prompts']} and the "
-                "paraphrases in the world's card"
-            )
-        return self._meant[text]

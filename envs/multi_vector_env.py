@@ -136,10 +136,14 @@ class ParallelVectorEnv:
 
         Raises:
             ResetNeeded: before the first reset; with DISABLED also where games have ended.
-            PromptError, ActionError: a wrong action; the message names the agent.
+            PromptError, ActionError: a wrong action, or texts that are too long together; the
+                message names the agents.
         """
         prompts = self._compose(actions)
-        whole, rewards, terminated, truncated, infos = self._env.step(prompts)
+        try:
+            whole, rewards, terminated, truncated, infos = self._env.step(prompts)
+        except PromptError as wrong:  # each could be used, but all of them in the template cannot
+            raise PromptError(f"{', '.join(actions)} together: {wrong}") from None
         return (
             self._divide(whole),
             {agent: _copy(rewards[:, column]) for column, agent in enumerate(self.agents)},

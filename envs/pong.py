@@ -5,7 +5,8 @@ action of each player. A player's actions hold FIRE as well (Atari's FIRE, RIGHT
 whoever has to serve does, and a game always comes to its end.
 
 What is shown is the playing field without the score above it: 160x160 pixels, area-averaged to
-64x64. Nothing here knows Gymnasium or PettingZoo's interface; `envs/multi_env.py` has those.
+64x64. Nothing here knows Gymnasium or PettingZoo's interface; `envs/multi_env.py` and its twin have
+those.
 """
 
 import warnings

@@ -26,13 +26,16 @@ class _InTurn(parallel_to_aec_wrapper[str, Any, Any]):  # type: ignore[misc]
     """PettingZoo's wrapper, but a wrong action is refused when it is given.
 
     By itself it keeps the action until all players have acted, and with a wrong one of an earlier
-    player no later call could succeed.
+    player no later call could succeed. What is checked is therefore the prompt that the action
+    makes beside those of the players before; the players after can always say the least.
     """
 
     def step(self, action: Any) -> None:
         agent = self.agent_selection
         if not (self.terminations[agent] or self.truncations[agent]):
-            self.env.check_action(agent, action)
+            order = self._agent_selector.agent_order
+            settled = {one: self._actions[one] for one in order[: order.index(agent)]}
+            self.env.check_action(agent, action, settled)
         super().step(action)
 
 

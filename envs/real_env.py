@@ -70,7 +70,7 @@ class RealEnv(SingleEnv):
     """
 
     for_players = False
-    """whether the game may have players; only `envs/multi_env.py` knows what to do with them"""
+    """whether the game may have players; `envs/real_multi_env.py` knows what to do with them"""
 
     def __init__(
         self,

@@ -243,6 +243,22 @@ def test_in_turn_a_wrong_action_is_refused_at_once(duel: str) -> None:
     assert data_equivalence(env.last(), twin.last(), exact=True)
 
 
+@pytest.mark.parametrize("long", ["x" * 250, "é" * 125])
+def test_in_turn_no_accepted_action_leaves_the_others_without_one(duel: str, long: str) -> None:
+    env = pong_duel_v0.env(world=duel)
+    env.reset(seed=0)
+    with pytest.raises(PromptError, match="first_0, together with the others"):
+        env.step(long)
+    env.step(long[:100])
+    with pytest.raises(PromptError, match="second_0, together with the others"):
+        env.step(long)
+    env.step("up")
+    assert env.agent_selection == PLAYERS[0]
+    assert env.last()[4]["chunk"] == 1
+    env.step("down")  # what was said in the chunk before does not count
+    env.step(long[:100])
+
+
 def test_options_that_are_no_dictionary_are_refused(duel: str) -> None:
     env = MultiEnv(duel)
     with pytest.raises(ResetOptionError, match="a dictionary is needed"):
@@ -350,6 +366,13 @@ def test_an_end_is_seen_as_all_else_and_infos_are_everybodys_own(
     one["chunk"][:] = 9
     one["final_info"]["chunk"][:] = 9
     assert other["chunk"].tolist() == [0, 0] and other["final_info"]["chunk"].tolist() == [1, 1]
+
+
+def test_texts_too_long_together_name_the_agents_of_a_batch(duel: str) -> None:
+    batch = ParallelVectorEnv(2, duel)
+    batch.reset(seed=0)
+    with pytest.raises(PromptError, match="^first_0, second_0 together: slot 1: "):
+        batch.step({"first_0": ["up", "x" * 150], "second_0": ["up", "x" * 150]})
 
 
 def test_a_batch_in_torch_and_its_state(duel: str) -> None:

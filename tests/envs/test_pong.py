@@ -7,8 +7,8 @@ import pytest
 
 from magi_world.cli.games import duel_mixture
 from magi_world.envs.games import find_game
-from magi_world.envs.multi_env import RealMultiEnv, parallel_env
 from magi_world.envs.pong import CARD, AtariPongGame, PongDuelGame, shrink_field
+from magi_world.envs.real_multi_env import RealMultiEnv, parallel_env
 from magi_world.errors import ActionError, ConfigError, NotReset
 from magi_world.evaluation.objects import locate, measure_places
 from magi_world.training.collect import collect
@@ -133,6 +133,8 @@ def test_the_real_twin_has_the_dreams_spaces(tmp_path: Path) -> None:
         env.step({"second_0": "fly away"})
     infos = env.step({"first_0": "climb", "second_0": "go down"})[4]
     assert infos["first_0"]["prompt"] == "left: down; right: up"
+    assert [infos[agent]["action"] for agent in PLAYERS] == ["climb", "go down"]  # as in the dream
+    assert env.world is None  # no latents are observed
     env.step({})
     assert all(env.step({})[3].values()) and env.agents == []
     with pytest.raises(ConfigError, match="no states"):
