@@ -249,6 +249,8 @@ class WindowSampler:
 
     def _first_seen(self, call: ModelCall) -> int:
         """The first prefix chunk that a generated chunk can see."""
+        if self.model.dit.config.previous_chunk:  # each reads the latents of the one before it too
+            return 0
         alone = all(stop - first == 1 for first, stop in call.kv_chunks)
         if not (self.config.savings.unseen_prefix and alone):
             return 0

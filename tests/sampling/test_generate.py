@@ -39,6 +39,22 @@ def test_what_is_saved_changes_nothing(distilled: bool, compat: Any, window: int
     assert frugal.passes.flops < published.passes.flops
 
 
+@pytest.mark.parametrize("ranges", [{}, {"kv_ranges": (1,)}])
+def test_no_unseen_prefix_where_a_chunk_reads_the_one_before(
+    tiny_world: World, ranges: dict[str, Any]
+) -> None:
+    prefix = torch.randn(16, 6, 8, 8, generator=torch.Generator().manual_seed(0))
+    made = [
+        generate(
+            tiny_world, PROMPTS[1], num_frames=8, prefix=prefix,
+            settings=GenerateSettings(seed=1, clean_kv_range=1, savings=savings, **ranges),
+        )
+        for savings in (Savings(), Savings(unseen_prefix=False))
+    ]  # fmt: skip
+    one, other = (torch.cat([c.latents for c in video], dim=1) for video in made)
+    assert torch.equal(one, other)
+
+
 def test_the_cache_holds_what_can_be_seen() -> None:
     world = tiny_magi1()
     for window, places in ((1, 5), (4, 8)):
