@@ -59,7 +59,8 @@ class ChunkEnv(SingleEnv):
         self.rollout, self.world, self.prompts = rollout, rollout.world, list(prompts)
         config = self.world.config
         self._lay_out(self.prompts, config, self.world.name)
-        nothing = torch.zeros(1, *config.latent_shape, device=self.world.device)
+        shape, place = config.latent_shape, self.world.device
+        nothing = torch.zeros(1, *shape, dtype=torch.float32, device=place)
         self._shown = ShownChunks(nothing, self._observations, "numpy", config.frames_shape)
         self._seeded = False
 

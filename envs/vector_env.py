@@ -151,7 +151,8 @@ class WorldVectorEnv(VectorEnv[Any, Any, Any]):
         self._seeded = np.zeros(self.num_envs, np.bool_)
         self._begun = np.zeros(self.num_envs, np.bool_)
         self._ended = np.zeros(self.num_envs, np.bool_)
-        nothing = torch.zeros(self.num_envs, *config.latent_shape, device=self.world.device)
+        shape, place = config.latent_shape, self.world.device
+        nothing = torch.zeros(self.num_envs, *shape, dtype=torch.float32, device=place)
         self._shown = ShownChunks(nothing, self._observations, self._output, config.frames_shape)
 
     # ---------------------------------------------------------------- reset
@@ -251,7 +252,7 @@ class WorldVectorEnv(VectorEnv[Any, Any, Any]):
             actions, self._actions, self._prompts, self.max_prompt_length,
             num_envs=self.num_envs, ignored=over, check=self.world.check_prompt,
         )  # fmt: skip
-        reward = torch.zeros(self._reward_shape, device=self.world.device)
+        reward = torch.zeros(self._reward_shape, dtype=torch.float32, device=self.world.device)
         terminated = np.zeros(self.num_envs, np.bool_)
         truncated = np.zeros(self.num_envs, np.bool_)
         infos: dict[str, Any] = {}

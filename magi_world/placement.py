@@ -1,6 +1,8 @@
 """Where a world runs and in what precision."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -14,6 +16,17 @@ if hasattr(os, "register_at_fork"):  # not on Windows, where nothing forks
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 """what a DiT can compute in, by the names that users give"""
+
+
+@contextmanager
+def float32_by_default() -> Iterator[None]:
+    """Build modules as worlds store them, whatever dtype torch was told to take by itself."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def check_place(device: str | torch.device | None, dtype: str | None) -> None:

@@ -38,7 +38,7 @@ from magi_world.models.text import TextEncoder, check_prompt
 from magi_world.models.vae import VitVAE
 from magi_world.models.vae_tiling import Compat, Tiling, tiled_decode, tiled_encode
 from magi_world.offload.placement import Placement
-from magi_world.placement import DTYPES, check_place
+from magi_world.placement import DTYPES, check_place, float32_by_default
 from magi_world.players import chunk_prompts, players_of
 from magi_world.sampling.chunk import Chunk
 from magi_world.sampling.kept_captions import KeptCaptions
@@ -92,7 +92,7 @@ class World:
         self.special_tokens: Path | None = None
         config = self.config
         self.text: TextEncoder | T5PromptEncoder | None = text
-        with torch.device("meta") if meta else nullcontext():
+        with float32_by_default(), torch.device("meta") if meta else nullcontext():
             self.dit = VideoDiT(config.dit)
             self.vae = VitVAE(config.vae)
             if isinstance(config.text, TextConfig):
@@ -282,8 +282,8 @@ class World:
         """
         n = latents.shape[0]
         players = len(players_of(self.card))
-        reward = torch.zeros((n, players) if players else n, device=self.device)
-        probability = torch.zeros(n, device=self.device)
+        probability = torch.zeros(n, dtype=torch.float32, device=self.device)
+        reward = probability.new_zeros((n, players) if players else n)
         signals: dict[str, Tensor] = {}
         if self.outcome is not None:
             outcome = self.outcome(hidden)
@@ -293,7 +293,7 @@ class World:
                 probability = outcome.termination_logit.sigmoid()
             for index, name in enumerate(self.outcome.config.signals):
                 signals[name] = outcome.signals[:, index]
-        never = torch.zeros(n, dtype=torch.bool, device=self.device)
+        never = torch.zeros_like(probability, dtype=torch.bool)
         return Chunk(latents, reward, probability, never, signals, tuple(prompts), self.decode)
 
     def rollout(

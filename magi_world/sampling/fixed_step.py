@@ -129,10 +129,13 @@ class FixedStep:
     def _buffers(self, B: int, n: int) -> None:
         world, cache, device = self.world, self.cache, self.world.device
         dit = world.dit
-        self.noise = torch.zeros(B, *world.config.latent_shape, device=device)
+        self.noise = torch.zeros(B, *world.config.latent_shape, dtype=torch.float32, device=device)
         self.previous = torch.zeros_like(self.noise) if dit.config.previous_chunk else None
         angles = (B * n, 3 * (dit.config.kv_channels // 8))
-        self.rotary = torch.zeros(angles, device=device), torch.zeros(angles, device=device)
+        self.rotary = (
+            torch.zeros(angles, dtype=torch.float32, device=device),
+            torch.zeros(angles, dtype=torch.float32, device=device),
+        )
         start = torch.zeros(B, dtype=torch.int64, device=device)
         with torch.no_grad():  # of a pass that has no place in time
             self.rotary_alone = dit.rotary(start, self.sampler.model.size)
@@ -142,7 +145,7 @@ class FixedStep:
         self.attend = {width: self._slices(B, n, rows, 2 * B) for width in widths}
         self.alone = AttnSlices.repeated(B, n, n)
         self.captions = {True: self._caption_room(B), False: self._caption_room(B)}
-        ones = torch.ones(B, device=device)
+        ones = torch.ones(B, dtype=torch.float32, device=device)
         self.times = [ones * t for t in (*self.sampler.grid[:-1], self.sampler.config.clean_t)]
         features = [self.sampler.config.step_feature(i) for i in self.sampler._intervals]
         self.dt = [None if dt is None else ones * dt for dt in features]

@@ -130,7 +130,9 @@ class GuidedModel:
                 continue
             if total is None:
                 total = torch.zeros_like(x_GCPHW)
-            scales = torch.tensor(factors, device=output.device)[:, None, None, None, None]
+            scales = torch.tensor(factors, dtype=output.dtype, device=output.device)[
+                :, None, None, None, None
+            ]
             scaled = output * scales
             if whole:
                 total = total + scaled

@@ -95,7 +95,7 @@ class KVCache(KVMemory):
         rows = HostRows if on_host else DeviceRows
         self.rows: KVRows = rows(shape, dtype, device)
         self._opened: list[int] = []
-        self.newest = torch.zeros(slots, *latent_shape, device=device)
+        self.newest = torch.zeros(slots, *latent_shape, dtype=torch.float32, device=device)
         """latents of the last finished chunk of every slot, zeros before the first"""
         self._finished = torch.zeros_like(self.newest)
         self.scratch = [0] * slots

@@ -42,6 +42,9 @@ if TYPE_CHECKING:
 
 Starts = Literal["opening", "any"]
 
+_DRAWN: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}
+"""what generators draw, whatever torch's defaults were set to: other dtypes are other numbers"""
+
 
 class Rollout:
     """B independent rollouts of one world with a fixed-size cache.
@@ -114,7 +117,7 @@ class Rollout:
         self.sampler = ChunkSampler(world, self.steps)
         self.generators = [torch.Generator() for _ in range(batch_size)]
         self.seed(range(batch_size), seeds)
-        self.chunk_index = torch.zeros(batch_size, dtype=torch.int64)
+        self.chunk_index = torch.zeros(batch_size, dtype=torch.int64, device="cpu")
         self.cache = self.sampler.new_cache(batch_size)
         self.time = [0] * batch_size
         self.ready = [False] * batch_size
@@ -176,7 +179,7 @@ class Rollout:
                 chunk = self.sampler.clean_pass(latents, prompts, places)
             else:
                 chunk = self._fixed.step(self._noise(slots), prompts, places)
-            draws = [torch.rand((), generator=generator) for generator in self.generators]
+            draws = [torch.rand((), generator=one, **_DRAWN) for one in self.generators]
         except BaseException:
             for generator, state in zip(self.generators, before, strict=True):
                 generator.set_state(state)
@@ -188,7 +191,7 @@ class Rollout:
     def _noise(self, slots: Sequence[int]) -> Tensor:
         """Initial noise from the slots' own generators, `[n, C, P, H, W]`."""
         shape = self.world.config.latent_shape
-        noise = [torch.randn(shape, generator=self.generators[slot]) for slot in slots]
+        noise = [torch.randn(shape, generator=self.generators[slot], **_DRAWN) for slot in slots]
         return torch.stack(noise).to(self.device) * self.temperature
 
     def _places(self, slots: Sequence[int]) -> Places:
@@ -341,7 +344,7 @@ class Rollout:
     def _drawn_clip(self, slot: int) -> int:
         """A clip of the bank, drawn from the slot's generator."""
         choices = self.world.bank.num_openings if self.starts == "opening" else len(self.world.bank)
-        return int(torch.randint(choices, (), generator=self.generators[slot]))
+        return int(torch.randint(choices, (), generator=self.generators[slot], device="cpu"))
 
     def prepare_clips(self, side_by_side: int = 64) -> None:
         """Replay all clips of the bank ahead, so that resets to them only copy.

@@ -75,7 +75,7 @@ class PromptSource:
                                   "give num_frames")  # fmt: skip
             C, P, H, W = size
             self._noise = torch.randn(
-                (C, P * total, H, W), generator=self._generator, device=device
+                (C, P * total, H, W), generator=self._generator, dtype=torch.float32, device=device
             )
 
     def read_ahead(self) -> None:
@@ -100,7 +100,7 @@ class PromptSource:
         if self._noise is not None:
             first = chunk * self._size[1]
             return self._noise[:, first : first + self._size[1]]
-        return torch.randn(self._size, generator=self._generator)
+        return torch.randn(self._size, generator=self._generator, dtype=torch.float32, device="cpu")
 
     def caption(self, chunk: int) -> Caption:
         """See :class:`magi_world.sampling.window.ChunkSource`."""

@@ -9,7 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from magi_world.envs.vector_env import WorldVectorEnv
 from magi_world.sampling.chunk import Chunk
+from magi_world.sampling.generate import generate
 from magi_world.sampling.rollout import Rollout
 from magi_world.world import World, load
 from tests.tiny_world import PROMPTS
@@ -50,6 +52,29 @@ def test_a_reloaded_world_gives_the_same_bits(tiny_world: World, tiny_world_path
         rollout.reset()
         runs.append(play(rollout, 4)[-1])
     assert equal(*runs)
+
+
+def test_torchs_default_dtype_changes_no_bit(tiny_world: World, tiny_world_path: Path) -> None:
+    def numbers(world: World) -> list[Tensor]:
+        rollout = world.rollout(2, seeds=[1, 2], starts="any")
+        chunks = [rollout.reset(), *play(rollout, 2)]
+        video = generate(world, PROMPTS[1], num_frames=8)
+        env = WorldVectorEnv(1, world, observations="latent", output="torch")
+        env.reset(seed=0)
+        return [
+            *(getattr(c, name) for c in chunks for name in ("latents", "reward", "terminated")),
+            *(chunk.latents for chunk in video),
+            *env.step([PROMPTS[1]])[:4],
+        ]
+
+    usual = numbers(tiny_world)
+    torch.set_default_dtype(torch.float64)
+    try:
+        unusual = [numbers(tiny_world), numbers(load(tiny_world_path))]
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for one, *others in zip(usual, *unusual, strict=True):
+        assert all(torch.equal(one, other) and one.dtype == other.dtype for other in others)
 
 
 def test_nothing_reads_or_moves_global_random_state(tiny_world: World) -> None:
