@@ -184,7 +184,9 @@ class GymnasiumGame:
                 f"{picture.shape}"
             )
         self._picture_shape = picture.shape
-        return shrink(picture, *self.size)
+        frame = shrink(picture, *self.size)
+        # of the right size it comes back as it is, and the environment may draw into it again
+        return frame.copy() if frame is picture else frame
 
 
 def _are_counts(*values: Any) -> bool:

@@ -111,6 +111,18 @@ def test_pictures_are_held_where_a_chunk_has_fewer_steps(steps: int, shown: list
     assert chunk.reward == -0.5 * steps and chunk.valid_frames == 4
 
 
+def test_an_environment_may_draw_into_one_buffer() -> None:
+    buffer = np.zeros((16, 32, 3), np.uint8)
+
+    def observe(self: Line) -> Any:
+        buffer[:] = self.count
+        return buffer
+
+    game = variant(kind=type("Reusing", (Line,), {"observe": observe}), size=buffer.shape[:2])
+    assert foot(game.reset(0).frames) == [0] * 4
+    assert foot(game.step(0).frames) == [1, 2, 3, 4]
+
+
 def test_an_endless_game_is_cut_off() -> None:
     game = variant(kind=type("Endless", (Line,), {"length": 10**6}), max_chunks=3)
     game.reset(0)
