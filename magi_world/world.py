@@ -22,13 +22,7 @@ from magi_world.checkpoints.magi1_world import (
 )
 from magi_world.checkpoints.progress import progress_bar
 from magi_world.checkpoints.tensors import as_bfloat16, load_module, write_tensors
-from magi_world.checkpoints.world_format import (
-    Bank,
-    empty_bank,
-    read_bank,
-    write_bank,
-    write_card,
-)
+from magi_world.checkpoints.world_format import Bank, empty_bank, read_bank, write_bank, write_card
 from magi_world.config import TextConfig, WorldConfig
 from magi_world.errors import PromptError
 from magi_world.models.dit import CaptionKV, VideoDiT
@@ -97,11 +91,9 @@ class World:
             self.vae = VitVAE(config.vae)
             if isinstance(config.text, TextConfig):
                 self.text = TextEncoder(config.text)
-            self.outcome = (
-                None
-                if config.outcome is None
-                else OutcomeHead(config.outcome, config.dit.hidden_size)
-            )
+            self.outcome: OutcomeHead | None = None
+            if config.outcome is not None:
+                self.outcome = OutcomeHead(config.outcome, config.dit.hidden_size)
         self._captions = KeptCaptions()
         self.placement = Placement()
         for module in self.modules().values():
@@ -150,14 +142,22 @@ class World:
             ConfigError: another dtype, or a device that is not there.
         """
         check_place(device, dtype)
+        if device is None and dtype is None:
+            return self
         self.placement.check_movable()
+        before = self.device, self.dtype
         for module in self.modules().values():
-            if device is not None:
-                module.to(device)
+            module.to(device)
         if dtype is not None:
             self.dit.to_recipe(DTYPES[dtype])
-        self.forget_captions()
+        if (self.device, self.dtype) != before:
+            self.forget_captions()
         return self
+
+    @property
+    def moves(self) -> int:
+        """How often it was moved or cast; what was made for it before does not fit any more."""
+        return self._captions.cleared
 
     def forget_captions(self) -> None:
         """Drop the encoded prompts: they belong to the device and dtype of before."""
@@ -313,8 +313,7 @@ class World:
 
         ``device`` and ``dtype`` move the whole world, see :meth:`to`.
         """
-        if device is not None or dtype is not None:
-            self.to(device, dtype)
+        self.to(device, dtype)
         return Rollout(
             self, batch_size, seeds, steps=steps, temperature=temperature, starts=starts,
             compile=compile, cuda_graph=cuda_graph,

@@ -14,6 +14,8 @@ class KeptCaptions:
     def __init__(self, capacity: int = CAPACITY) -> None:
         """Keep so many bytes, and the newest caption whatever it takes."""
         self.capacity = capacity
+        self.cleared = 0
+        """how often everything was dropped, because the world had been moved or cast"""
         self._kept: dict[str | None, CaptionKV] = {}
         self._bytes = 0
 
@@ -32,6 +34,7 @@ class KeptCaptions:
         """Keep nothing."""
         self._kept.clear()
         self._bytes = 0
+        self.cleared += 1
 
     def __len__(self) -> int:
         return len(self._kept)

@@ -69,6 +69,7 @@ class Rollout:
     """which slots were ever reset"""
     clips: ClipStarts
     """what the clips of the world's bank begin with"""
+    _moves: int
 
     def __init__(
         self,
@@ -108,6 +109,7 @@ class Rollout:
         if not isinstance(temperature, Real) or not 0 <= temperature < math.inf:
             raise ConfigError(f"temperature {temperature!r}: a number, 0 or more, is needed")
         self.world = world
+        self._moves = world.moves
         self.batch_size = batch_size
         self.steps = sampling.num_steps if steps is None else steps
         if not isinstance(self.steps, int) or isinstance(self.steps, bool) or self.steps < 1:
@@ -205,11 +207,12 @@ class Rollout:
 
     def require_unmoved(self) -> None:
         """Raise `ConfigError` if the world was moved to another device or dtype since."""
-        keys = self.cache.keys_LRKD
-        if keys.dtype != self.world.dit.block_dtype or keys.device != self.world.device:
+        keys, world = self.cache.keys_LRKD, self.world
+        here = keys.dtype == world.dtype and keys.device == world.device
+        if not here or world.moves != self._moves:  # there and back: a cast has lost bits
             raise ConfigError(
-                f"the world was moved to {self.world.dit.block_dtype} on {self.world.device}, this "
-                f"rollout began with {keys.dtype} on {keys.device}: make a new one"
+                f"the world was moved since this rollout began with {keys.dtype} on {keys.device} "
+                f"(it is now in {world.dtype} on {world.device}): make a new one"
             )
 
     def _require_ready(self, slots: Iterable[int]) -> None:

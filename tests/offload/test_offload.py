@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from magi_world.config import DiTConfig
+from magi_world.envs.vector_env import WorldVectorEnv
 from magi_world.errors import ConfigError
 from magi_world.kernels.attention import AttnSlices
 from magi_world.models.dit import ChunkInputs, VideoDiT
@@ -224,6 +225,7 @@ def test_a_placed_world_dreams_the_same(layers: bool, idle: bool, one_forward: N
         assert torch.equal(one.reward, other.reward)
     frames = torch.randint(0, 256, (1, 4, 64, 64, 3), dtype=torch.uint8)
     assert torch.equal(plain.encode(frames), placed.encode(frames))
+    WorldVectorEnv(1, placed).reset(seed=0)  # which moves nothing
     with pytest.raises(ConfigError, match="can be neither moved nor cast"):
         placed.to(dtype="bfloat16")
     with pytest.raises(ConfigError, match="can be neither moved nor cast"):

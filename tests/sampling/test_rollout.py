@@ -245,15 +245,19 @@ def test_a_rollout_does_not_follow_its_world(tiny_world_path: Any) -> None:
     world = load(tiny_world_path)
     rollout = ready(world, 1, 0)
     world.to(dtype="bfloat16")
-    moved = pytest.raises(ConfigError, match=r"moved to torch.bfloat16 .* make a new one")
+    moved = pytest.raises(ConfigError, match=r"moved .* torch.bfloat16 .* make a new one")
     with moved:
         rollout.step([LEFT])
     with moved:
         rollout.reset()
     with moved:
         rollout.fork([0])
-    world.to(dtype="float32")
-    rollout.step([LEFT])
+    world.to(dtype="float32")  # its weights have been rounded
+    with pytest.raises(ConfigError, match="moved since"):
+        rollout.step([LEFT])
+    other = ready(world, 1, 0)
+    world.to("cpu", "float32")  # where it is
+    other.step([LEFT])
 
 
 def test_states_of_other_rollouts_are_refused(tiny_world: World) -> None:
