@@ -60,7 +60,7 @@ class Chunk:
             termination_probability=self.termination_probability.clone(),
             terminated=self.terminated.clone(),
             signals={name: signal.clone() for name, signal in self.signals.items()},
-            _decoded=[],
+            _decoded=[frames.clone() for frames in self._decoded],
         )
 
 
@@ -99,5 +99,9 @@ def concatenate(chunks: Sequence[Chunk]) -> Chunk:
         torch.cat([chunk.terminated for chunk in chunks]),
         {name: torch.cat([chunk.signals[name] for chunk in chunks]) for name in chunks[0].signals},
         tuple(prompt for chunk in chunks for prompt in chunk.prompts),
-        lambda latents: torch.cat([decode(row[None]) for row in latents]),
+        functools.partial(_one_by_one, decode),
     )
+
+
+def _one_by_one(decode: Callable[[Tensor], Tensor], latents: Tensor) -> Tensor:
+    return torch.cat([decode(row[None]) for row in latents])

@@ -116,6 +116,31 @@ def test_saved_states_do_not_know_of_it(tiny_world: World) -> None:
     assert torch.equal(fork.step(PROMPTS[:2]).latents, ordinary.step(PROMPTS[:2]).latents)
 
 
+def test_frames_that_a_step_decoded_are_not_decoded_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = make_tiny_world()
+    rollout = plain(world, None)
+    rollout.reset()
+    fixed = rollout._fixed
+    assert fixed is not None
+    step, decode, calls = fixed.step, world.decode, 0
+
+    def decoding(*given: Any) -> Any:  # as a captured step does
+        chunk = step(*given)
+        assert chunk.frames.is_inference()
+        return chunk
+
+    def counted(latents: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1
+        return decode(latents)
+
+    monkeypatch.setattr(fixed, "step", decoding)
+    monkeypatch.setattr(world, "decode", counted)
+    chunk = rollout.step(PROMPTS[:2])
+    assert torch.equal(chunk.frames, decode(chunk.latents)) and calls == 1
+    assert not chunk.frames.is_inference()
+
+
 def test_what_cannot_be_is_named(tiny_world: World) -> None:
     with pytest.raises(ConfigError, match="cuda_graph=True needs a CUDA device"):
         tiny_world.rollout(cuda_graph=True)
