@@ -4,7 +4,8 @@
 rewarded.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from gymnasium.utils import seeding
 
 from magi_world.envs.arguments import check_reset_options
 from magi_world.envs.env_state import SINGLE, check_state, random_state, set_random_state
-from magi_world.envs.shown import ShownChunks
+from magi_world.envs.shown import HasFrames, ShownChunks
 from magi_world.envs.single_env import SingleEnv
 from magi_world.envs.spaces import (
     Action,
@@ -82,7 +83,7 @@ class ChunkEnv(SingleEnv):
             PromptError: a prompt among the options that cannot be used.
             ConfigError: a seed that is too large.
 
-        A reset that raises leaves the running episode as it was.
+        A reset that is refused leaves the running episode as it was.
         """
         start = self._start_of(options)
         if seed is not None:  # a bad seed is refused before anything has changed
@@ -97,7 +98,7 @@ class ChunkEnv(SingleEnv):
         self._seeded = True
         self._chunk = 0
         self._ended = None
-        self._renderer.add(_frames_of(chunk), first=True)
+        self._renderer.add(partial(_picture, chunk), first=True)
         return self._observe(chunk), self._info(chunk)
 
     def _start_of(self, options: dict[str, Any] | None) -> dict[str, Any]:
@@ -116,7 +117,9 @@ class ChunkEnv(SingleEnv):
                 bytes than the text encoder of an embedded world takes.
             ActionError: with discrete actions, no integer in range.
 
-        A step that raises leaves everything as it was, generators included.
+        A step that is refused leaves everything as it was, generators included. An error of another
+        kind, such as one of a reward function, may come when the chunk has been generated: then the
+        episode has gone on by it.
         """
         if self._ended is not None:
             raise ResetNeeded(f"step() {self._ended}: call reset()")
@@ -130,7 +133,7 @@ class ChunkEnv(SingleEnv):
         truncated = self.horizon is not None and self._chunk >= self.horizon
         if terminated or truncated:
             self._ended = f"after the end of the episode, {self._chunk} chunks long"
-        self._renderer.add(_frames_of(chunk))
+        self._renderer.add(partial(_picture, chunk))
         observed = self._observe(chunk)  # so that it is kept even if a reward cannot be given
         return observed, self._reward(chunk), terminated, truncated, self._info(chunk)
 
@@ -184,8 +187,8 @@ class ChunkEnv(SingleEnv):
             self._shown.forget()
             self._renderer.forget()
             return None
-        frames = self._shown.restore(state["shown"], self.world.decode)
-        self._renderer.add(lambda: frames()[0].cpu().numpy(), first=True)
+        shown = self._shown.restore(state["shown"], self.world.decode)
+        self._renderer.add(partial(_picture, shown), first=True)
         observed: Observation = self._shown.observation(0)
         return observed
 
@@ -216,6 +219,7 @@ class ChunkEnv(SingleEnv):
         }
 
 
-def _frames_of(chunk: Chunk) -> Callable[[], Frames]:
-    """Give the frames uint8 `[F, H, W, 3]` of the only slot, decoded when first asked for."""
-    return lambda: chunk.frames[0].cpu().numpy()
+def _picture(chunk: HasFrames) -> Frames:
+    """Frames of the only slot; no lambda, so that an environment that renders can be pickled."""
+    picture: Frames = chunk.frames[0].cpu().numpy()
+    return picture

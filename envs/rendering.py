@@ -55,28 +55,33 @@ class Renderer:
     def __init__(self, mode: str | None, *, fps: float, title: str) -> None:
         self.mode = mode
         self._pending: list[Callable[[], Frames]] = []
+        self._begins = 0  # of them, where the running episode does
         self._last: Callable[[], Frames] | None = None
         self._window = Window(title, fps) if mode == "human" else None
 
-    def add(self, frames: Callable[[], Frames], *, first: bool = False) -> None:
+    def add(
+        self, frames: Callable[[], Frames], *, first: bool = False, at_once: bool = False
+    ) -> None:
         """Take in the chunk of a reset (`first`) or of a step; "human" shows it at once.
 
         A reset drops what was not fetched before it, as Gymnasium's own frame lists do: the video
-        of an episode never begins with an earlier one.
+        of an episode never begins with an earlier one. One that comes `at_once`, in the step that
+        ended the episode before, leaves that episode: nobody could have fetched its end.
         """
         if self.mode is None:
             return
         self._last = frames
         if self.mode == "rgb_array_list":
             if first:
-                self._pending.clear()
+                del self._pending[: self._begins if at_once else None]
+                self._begins = len(self._pending)
             self._pending.append(frames)
         elif self._window is not None:
             self._window.show(frames())
 
     def forget(self) -> None:
         """Drop all chunks, as before the first reset; a window keeps its picture until then."""
-        self._pending.clear()
+        self._pending, self._begins = [], 0
         self._last = None
 
     def render(self) -> Frames | list[Frames] | None:
@@ -94,7 +99,7 @@ class Renderer:
         if self._last is None:
             raise ResetNeeded("render() before the first reset(): there is no frame yet")
         if self.mode == "rgb_array_list":
-            chunks, self._pending = self._pending, []
+            chunks, self._pending, self._begins = self._pending, [], 0
             return [frame.copy() for chunk in chunks for frame in chunk()]
         if self._window is not None:
             self._window.show(self._last()[-1:])
@@ -131,6 +136,7 @@ class SlotRenderers:
         rows: Mapping[int, int],
         *,
         first: bool = False,
+        at_once: bool = False,
         whole: bool = True,
     ) -> None:
         """Take in chunks of some slots.
@@ -139,6 +145,7 @@ class SlotRenderers:
             frames: gives uint8 `[n, F, H, W, 3]`, called only when someone looks.
             rows: the row of each slot that is given.
             first: the chunks are those of a reset.
+            at_once: in the step that ended the episodes before, whose ends a window has shown.
             whole: a window shows the slots now; False waits for the rest of them.
         """
         if self.mode is None:
@@ -146,8 +153,9 @@ class SlotRenderers:
         for slot, row in rows.items():
             self._latest[slot] = partial(_row, frames, row)
             if self.mode != "human":
-                self._renderers[slot].add(partial(_row, frames, row), first=first)
-        if self.mode == "human" and whole:
+                picture = partial(_row, frames, row)
+                self._renderers[slot].add(picture, first=first, at_once=at_once)
+        if self.mode == "human" and whole and not at_once:
             self._renderers[0].add(self._mosaic)
 
     def forget(self) -> None:

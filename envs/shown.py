@@ -1,7 +1,7 @@
 """The last observation of every slot of a batch, and how it is handed out."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -9,6 +9,30 @@ from torch import Tensor
 from magi_world.envs.spaces import LATENT_LIMIT
 from magi_world.errors import CheckpointError
 from magi_world.sampling.saved_state import check_like
+
+
+class HasFrames(Protocol):
+    """Chunks, as far as they are looked at."""
+
+    @property
+    def frames(self) -> Tensor:
+        """Frames uint8 `[n, F, H, W, 3]`, decoded when first asked for."""
+
+
+class _Restored:
+    """The chunks of a saved state."""
+
+    def __init__(
+        self, latents: Tensor, decode: Callable[[Tensor], Tensor], frames: Tensor | None
+    ) -> None:
+        self._latents, self._decode, self._frames = latents, decode, frames
+
+    @property
+    def frames(self) -> Tensor:
+        """Frames as they were saved, else decoded, at most once."""
+        if self._frames is None:
+            self._frames = self._decode(self._latents)
+        return self._frames
 
 
 class ShownChunks:
@@ -87,20 +111,10 @@ class ShownChunks:
             )
             check_like("shown frames", state["frames"], like)
 
-    def restore(
-        self, state: Mapping[str, Tensor], decode: Callable[[Tensor], Tensor]
-    ) -> Callable[[], Tensor]:
-        """Take over a saved state; returns what gives its frames.
-
-        They are those that were saved, else decoded from the latents, at most once.
-        """
+    def restore(self, state: Mapping[str, Tensor], decode: Callable[[Tensor], Tensor]) -> HasFrames:
+        """Take over a saved state and return its chunks."""
         latents = state["latents"].to(self.latents.device, copy=True)
-        kept = [state["frames"].to(latents.device, copy=True)] if "frames" in state else []
-
-        def frames() -> Tensor:
-            if not kept:
-                kept.append(decode(latents))
-            return kept[0]
-
-        self.replace(latents, frames)
-        return frames
+        saved = state["frames"].to(latents.device, copy=True) if "frames" in state else None
+        chunks = _Restored(latents, decode, saved)
+        self.replace(latents, lambda: chunks.frames)
+        return chunks

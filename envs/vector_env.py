@@ -7,9 +7,11 @@ the last bit, on what the others do.
 
 import os
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from gymnasium.error import ResetNeeded
 from gymnasium.vector import AutoresetMode, VectorEnv
@@ -28,7 +30,7 @@ from magi_world.envs.batches import (
 )
 from magi_world.envs.env_state import VECTOR, check_state, random_state, set_random_state
 from magi_world.envs.rendering import RENDER_MODES, SlotRenderers, render_fps
-from magi_world.envs.shown import ShownChunks
+from magi_world.envs.shown import HasFrames, ShownChunks
 from magi_world.envs.spaces import (
     ACTIONS,
     OBSERVATIONS,
@@ -181,7 +183,7 @@ class WorldVectorEnv(VectorEnv[Any, Any, Any]):
             ConfigError: seeds that cannot be used.
             ResetNeeded: a mask at the first reset that leaves slots out.
 
-        A reset that raises leaves the running episodes as they were.
+        A reset that is refused leaves the running episodes as they were.
         """
         seeds = slot_seeds(seed, self.num_envs)
         slots, start = split_options(options, self.num_envs)
@@ -211,7 +213,9 @@ class WorldVectorEnv(VectorEnv[Any, Any, Any]):
                 generators[slot].set_state(state)
             raise
 
-    def _place_reset(self, slots: list[int], chunk: Chunk, infos: dict[str, Any]) -> None:
+    def _place_reset(
+        self, slots: list[int], chunk: Chunk, infos: dict[str, Any], *, at_once: bool = False
+    ) -> None:
         """Take over the reset chunks, one row per slot named."""
         self._seeded[slots] = True
         self._begun[slots] = True
@@ -219,7 +223,7 @@ class WorldVectorEnv(VectorEnv[Any, Any, Any]):
         self._length[slots] = 0
         self._shown.replace(chunk.latents, lambda: chunk.frames, slots)
         rows_of = {slot: row for row, slot in enumerate(slots)}
-        self._renderers.add(lambda: chunk.frames.cpu().numpy(), rows_of, first=True)
+        self._renderers.add(partial(_pictures, chunk), rows_of, first=True, at_once=at_once)
         fill_infos(infos, slots, self._columns(chunk, slots), self.num_envs)
 
     # ---------------------------------------------------------------- step
@@ -238,7 +242,9 @@ class WorldVectorEnv(VectorEnv[Any, Any, Any]):
             ResetNeeded: before the first reset; with DISABLED also where slots have ended.
             PromptError, ActionError: not one action a slot, or a wrong one; it names the slot.
 
-        A step that raises leaves everything as it was, generators included.
+        A step that is refused leaves everything as it was, generators included. An error of another
+        kind, such as one of the device's memory, may come when the chunks have been generated: then
+        the episodes have gone on by them.
         """
         if not self._begun.all():
             raise ResetNeeded("step() before the first reset(): call reset()")
@@ -295,7 +301,7 @@ class WorldVectorEnv(VectorEnv[Any, Any, Any]):
         self._shown.replace(chunk.latents, lambda: chunk.frames)
         rows_of = {slot: slot for slot in live}
         whole = len(live) == self.num_envs  # else the others' reset chunks come next
-        self._renderers.add(lambda: chunk.frames.cpu().numpy(), rows_of, whole=whole)
+        self._renderers.add(partial(_pictures, chunk), rows_of, whole=whole)
         columns = self._columns(chunk, live, rows=None if whole else live)
         fill_infos(infos, live, columns, self.num_envs)
 
@@ -308,7 +314,7 @@ class WorldVectorEnv(VectorEnv[Any, Any, Any]):
             "final_obs": object_column(last),
             "final_info": {name: infos[name][over] for name in names},
         }
-        self._place_reset(over, self.rollout.reset(over), infos)
+        self._place_reset(over, self.rollout.reset(over), infos, at_once=True)
         fill_infos(infos, over, final, self.num_envs)
 
     # ---------------------------------------------------------------- what comes out
@@ -375,7 +381,13 @@ class WorldVectorEnv(VectorEnv[Any, Any, Any]):
             self._shown.forget()
             self._renderers.forget()
             return None
-        frames = self._shown.restore(state["shown"], self.world.decode)
+        shown = self._shown.restore(state["shown"], self.world.decode)
         rows_of = {slot: slot for slot in range(self.num_envs)}
-        self._renderers.add(lambda: frames().cpu().numpy(), rows_of, first=True)
+        self._renderers.add(partial(_pictures, shown), rows_of, first=True)
         return self._shown.observation()
+
+
+def _pictures(chunk: HasFrames) -> npt.NDArray[np.uint8]:
+    """Frames of all rows; no lambda, so that an environment that renders can be pickled."""
+    pictures: npt.NDArray[np.uint8] = chunk.frames.cpu().numpy()
+    return pictures

@@ -131,7 +131,7 @@ class VideoEnv(ChunkEnv):
             PromptError: a prompt among the options that cannot be used.
             ConfigError: a seed that is too large.
 
-        A reset that raises leaves the running episode as it was.
+        A reset that is refused leaves the running episode as it was.
         """
         return super().reset(seed=seed, options=options)
 

@@ -1,3 +1,4 @@
+import pickle
 import sys
 from pathlib import Path
 from typing import Any
@@ -5,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 from gymnasium.error import ResetNeeded
+from gymnasium.utils.env_checker import data_equivalence as equal
 
 from magi_world.envs.rendering import RENDER_MODES, Renderer, Window, render_fps
 from magi_world.envs.spaces import Frames
@@ -119,5 +121,8 @@ def test_an_environment_renders(tiny_world_path: Path, observations: str, mode: 
         assert np.array_equal(picture, chunks[-1][-1])
     else:
         assert np.array_equal(picture, np.concatenate(chunks))
+        for _ in range(2):
+            assert equal(pickle.loads(pickle.dumps(env)).render(), env.render(), exact=True)
+            env.set_state(env.get_state())
     env.close()
     env.close()

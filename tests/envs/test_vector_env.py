@@ -304,26 +304,6 @@ def test_latent_observations_decode_nothing(make: Make, monkeypatch: pytest.Monk
         env.step([0, 0, 0])
 
 
-def test_rendering_is_one_entry_a_slot(make: Make) -> None:
-    env = make(render_mode="rgb_array", ignore_termination=True)
-    obs, _ = env.reset(seed=0)
-    pictures = env.render()
-    assert pictures is not None and len(pictures) == 3
-    assert all(equal(pictures[i], obs[i, -1], exact=True) for i in range(3))
-    films = make(render_mode="rgb_array_list", observations="latent", ignore_termination=True)
-    films.reset(seed=0)
-    films.step([0, 0, 0])
-    films.reset(options=mask(1))
-    rendered = films.render()
-    assert rendered is not None and [len(film) for film in rendered] == [8, 4, 8]
-    human = make(render_mode="human", horizon=1)
-    human.reset(seed=0)
-    for _ in range(3):
-        human.step([0, 0, 0])
-    assert human.render() is None
-    human.close()
-
-
 # ---------------------------------------------------------------- any sequence of events
 
 EVENTS = st.lists(
