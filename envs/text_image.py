@@ -32,7 +32,8 @@ class TextImageSimilarity:
         model: a model of pictures and texts with the methods `get_text_features` and
             `get_image_features`, as `CLIPModel` and `SiglipModel` of transformers have them.
         processor: what makes the model's input of texts and pictures, called with `text=` or
-            `images=` and `return_tensors="pt"`.
+            `images=`, `return_tensors="pt"` and, beside texts, `padding=` (SigLIP: `max_length=`
+            too).
         against: other texts.
 
     Raises:
@@ -52,7 +53,7 @@ class TextImageSimilarity:
         self._model = model.eval()
         self._processor = processor
         with torch.inference_mode():
-            inputs = processor(text=texts, return_tensors="pt", padding=True)
+            inputs = processor(text=texts, return_tensors="pt", **_padding(model))
             texts_TD = _unit(model.get_text_features(**self._moved(inputs)))
         others = texts_TD[1:].mean(0) if len(texts) > 1 else torch.zeros_like(texts_TD[0])
         self._direction_D = texts_TD[0] - others
@@ -67,6 +68,18 @@ class TextImageSimilarity:
     def _moved(self, inputs: Any) -> dict[str, Any]:
         device = next(self._model.parameters()).device
         return {name: tensor.to(device) for name, tensor in inputs.items()}
+
+
+def _padding(model: Any) -> dict[str, Any]:
+    """How texts are brought to one length.
+
+    SigLIP reads a text at its last position and has no mask: it knows texts padded to the full
+    length only, and else the embedding of one would depend on the texts beside it.
+    """
+    config: Any = getattr(model, "config", None)
+    if not str(getattr(config, "model_type", "")).startswith("siglip"):
+        return {"padding": True}
+    return {"padding": "max_length", "max_length": config.text_config.max_position_embeddings}
 
 
 def _unit(features: Any) -> Tensor:

@@ -263,6 +263,32 @@ def test_a_model_of_transformers_rates_pictures() -> None:
     assert -1 <= one <= 1 and one != other
 
 
+def test_a_siglip_text_does_not_feel_the_texts_beside_it() -> None:
+    transformers = pytest.importorskip("transformers")
+    sizes = {
+        "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }  # fmt: skip
+    text_config = {**sizes, "vocab_size": 128, "max_position_embeddings": 16, "projection_size": 16}
+    vision_config = {**sizes, "image_size": 32, "patch_size": 16}
+    torch.manual_seed(0)
+    model = transformers.SiglipModel(
+        transformers.SiglipConfig(text_config=text_config, vision_config=vision_config)
+    )
+    given: list[torch.Tensor] = []
+
+    def processor(
+        text: Any, return_tensors: str, padding: Any, max_length: int = 0
+    ) -> dict[str, torch.Tensor]:
+        length = max_length if padding == "max_length" else max(map(len, text))
+        given.append(torch.tensor([[*t.encode(), *[1] * (length - len(t))] for t in text]))
+        return {"input_ids": given[-1]}
+
+    TextImageSimilarity("ball", model, processor)
+    TextImageSimilarity("ball", model, processor, against=["a far longer"])
+    assert torch.equal(given[0][0], given[1][0]) and given[0].shape == (1, 16)
+
+
 def test_what_cannot_rate_is_refused() -> None:
     with pytest.raises(ConfigError, match="get_text_features"):
         TextImageSimilarity("red", torch.nn.Linear(1, 1), two_colours)
