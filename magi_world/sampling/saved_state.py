@@ -50,6 +50,7 @@ def save(rollout: "Rollout") -> dict[str, Any]:
     """See :meth:`magi_world.sampling.rollout.Rollout.state_dict`."""
     return {
         **_facts(rollout),
+        "latent_shape": torch.tensor(rollout.world.config.latent_shape),
         "cache": rollout.cache.state_dict(),
         "time": torch.tensor(rollout.time),
         "ready": torch.tensor(rollout.ready),
@@ -93,6 +94,14 @@ def check_fits(rollout: "Rollout", state: Mapping[str, Any]) -> None:
         raise CheckpointError(
             f"a state in {state['dtype']} in a rollout in {facts['dtype']}: load the world with "
             f"dtype={state['dtype']!r}"
+        )
+    # one number of tokens may stand for several picture sizes; states of old do not say which
+    shape = torch.tensor(rollout.world.config.latent_shape)
+    given = state.get("latent_shape", shape)
+    check_like("latent_shape", given, shape)
+    if not torch.equal(given, shape):
+        raise CheckpointError(
+            f"a state of chunks {given.tolist()} in a rollout of chunks {shape.tolist()}"
         )
     rollout.cache.check_state(state["cache"])
     own = {

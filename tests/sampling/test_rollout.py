@@ -278,6 +278,21 @@ def test_states_of_other_rollouts_are_refused(tiny_world: World) -> None:
     assert unchanged(rollout, twin)
 
 
+def test_a_state_of_another_picture_shape_is_refused() -> None:
+    world = make_tiny_world(previous_chunk=False)  # no part of its cache has a picture's shape
+    flat, tall = (world.resized(*size).rollout(1, seeds=[0]) for size in ((32, 128), (128, 32)))
+    for rollout in (flat, tall):
+        rollout.reset(prompt=LEFT)
+    state = flat.state_dict()
+    with pytest.raises(CheckpointError, match=r"chunks \[16, 1, 4, 16\] in .* \[16, 1, 16, 4\]"):
+        tall.load_state_dict(state)
+    for wrong in (None, torch.zeros(4)):
+        with pytest.raises(CheckpointError, match="a damaged state: latent_shape"):
+            flat.load_state_dict({**state, "latent_shape": wrong})
+    del state["latent_shape"]  # of old
+    flat.load_state_dict(state)
+
+
 def test_a_fork_keeps_the_settings(tiny_world: World) -> None:
     rollout = ready(tiny_world, 2, 5, steps=3, temperature=0.7, starts="any")
     rollout.reset(slots=[1])
