@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from gymnasium.utils import seeding
 
 from magi_world.errors import ConfigError, ResetOptionError
 from magi_world.players import players_of
@@ -11,6 +12,7 @@ from magi_world.players import players_of
 STARTS = ("clip", "image", "video", "prompt")
 """Reset options of which at most one may be given."""
 RESET_OPTIONS = (*STARTS, "prompts")
+MAX_SEED = 2**63 - 1
 
 
 def check_horizon(horizon: Any, name: str = "horizon") -> None:
@@ -21,6 +23,21 @@ def check_horizon(horizon: Any, name: str = "horizon") -> None:
     """
     if horizon is not None and (not _is_integer(horizon) or horizon < 1):
         raise ConfigError(f"{name} {horizon!r}: a whole number of chunks, 1 or more, or None")
+
+
+def checked_seed(seed: Any, largest: int = MAX_SEED) -> int:
+    """Return a seed as Python's own number.
+
+    Raises:
+        ConfigError: it is larger than `largest`.
+        gymnasium.error.Error: Gymnasium refuses it too: negative, or no whole number.
+    """
+    number = int(seed) if isinstance(seed, np.integer) else seed
+    seeding.np_random(number)  # refuses what Gymnasium refuses everywhere
+    if isinstance(number, bool) or number > largest:
+        bits = (largest + 1).bit_length() - 1
+        raise ConfigError(f"seed {number}: allowed are 0 to 2**{bits} - 1")
+    return int(number)
 
 
 def check_flag(name: str, value: object) -> bool:

@@ -9,10 +9,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from gymnasium.utils import seeding
 from gymnasium.vector import AutoresetMode
 
-from magi_world.envs.arguments import check_reset_options
+from magi_world.envs.arguments import check_reset_options, checked_seed
 from magi_world.envs.spaces import as_index, as_prompt
 from magi_world.errors import ActionError, ConfigError, PromptError, ResetOptionError
 
@@ -21,7 +20,6 @@ Infos = dict[str, Any]
 
 RESET_MASK = "reset_mask"
 """The reset option that names the slots to reset: bool `[num_envs]`."""
-MAX_SEED = 2**63 - 1
 
 
 def as_autoreset_mode(value: object) -> AutoresetMode:
@@ -39,17 +37,6 @@ def as_autoreset_mode(value: object) -> AutoresetMode:
     raise ConfigError(f"autoreset_mode {value!r}: allowed are {names}")
 
 
-def check_count(name: str, value: object) -> int:
-    """Return a whole number from 1 on, such as a number of slots.
-
-    Raises:
-        ConfigError: it is none.
-    """
-    if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < 1:
-        raise ConfigError(f"{name} {value!r}: a whole number, 1 or more, is needed")
-    return int(value)
-
-
 def slot_seeds(seed: Any, num_envs: int) -> list[int | None]:
     """One seed a slot: `seed + i` for a whole number, the entries of a list as they are.
 
@@ -61,21 +48,13 @@ def slot_seeds(seed: Any, num_envs: int) -> list[int | None]:
         return [None] * num_envs
     several = isinstance(seed, Sequence) or (isinstance(seed, np.ndarray) and seed.ndim > 0)
     if several and not isinstance(seed, str):
-        seeds = [None if value is None else _checked_seed(value) for value in seed]
+        seeds = [None if value is None else checked_seed(value) for value in seed]
         if len(seeds) != num_envs:
             raise ConfigError(f"{len(seeds)} seeds for {num_envs} slots: one a slot is needed")
         return seeds
-    first = _checked_seed(seed)
-    _checked_seed(first + num_envs - 1)
+    first = checked_seed(seed)
+    checked_seed(first + num_envs - 1)
     return [first + slot for slot in range(num_envs)]
-
-
-def _checked_seed(seed: Any) -> int:
-    seed = int(seed) if isinstance(seed, np.integer) else seed
-    seeding.np_random(seed)  # refuses what Gymnasium refuses everywhere
-    if isinstance(seed, bool) or seed > MAX_SEED:
-        raise ConfigError(f"seed {seed}: allowed are 0 to 2**63 - 1")
-    return int(seed)
 
 
 def split_options(options: object, num_envs: int) -> tuple[list[int], dict[str, Any]]:

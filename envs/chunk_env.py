@@ -10,20 +10,23 @@ from typing import Any
 
 import torch
 from gymnasium.error import ResetNeeded
-from gymnasium.utils import seeding
 
-from magi_world.envs.arguments import check_reset_options
-from magi_world.envs.env_state import SINGLE, check_state, random_state, set_random_state
-from magi_world.envs.shown import HasFrames, ShownChunks
+from magi_world.envs.arguments import check_reset_options, checked_seed
+from magi_world.envs.env_state import (
+    SINGLE,
+    check_state,
+    random_state,
+    set_random_state,
+    unless_refused,
+)
+from magi_world.envs.shown import ShownChunks, picture_of
 from magi_world.envs.single_env import SingleEnv
 from magi_world.envs.spaces import (
     Action,
-    Frames,
     Observation,
     as_index,
     as_prompt,
 )
-from magi_world.errors import ConfigError
 from magi_world.sampling.chunk import Chunk
 from magi_world.sampling.rollout import Rollout
 from magi_world.world import World
@@ -87,18 +90,17 @@ class ChunkEnv(SingleEnv):
         """
         start = self._start_of(options)
         if seed is not None:  # a bad seed is refused before anything has changed
-            seeding.np_random(seed)
-            if seed >= 2**63:
-                raise ConfigError(f"seed {seed}: allowed are 0 to 2**63 - 1")
+            seed = checked_seed(seed)
         slot_seed = seed
-        if seed is None and not self._seeded:
-            slot_seed = int(self.np_random.integers(2**31))
-        chunk = self.rollout.reset(seeds=None if slot_seed is None else [slot_seed], **start)
+        with unless_refused(self):
+            if seed is None and not self._seeded:
+                slot_seed = int(self.np_random.integers(2**31))
+            chunk = self.rollout.reset(seeds=None if slot_seed is None else [slot_seed], **start)
         super().reset(seed=seed)
         self._seeded = True
         self._chunk = 0
         self._ended = None
-        self._renderer.add(partial(_picture, chunk), first=True)
+        self._renderer.add(partial(picture_of, chunk), first=True)
         return self._observe(chunk), self._info(chunk)
 
     def _start_of(self, options: dict[str, Any] | None) -> dict[str, Any]:
@@ -133,7 +135,7 @@ class ChunkEnv(SingleEnv):
         truncated = self.horizon is not None and self._chunk >= self.horizon
         if terminated or truncated:
             self._ended = f"after the end of the episode, {self._chunk} chunks long"
-        self._renderer.add(partial(_picture, chunk))
+        self._renderer.add(partial(picture_of, chunk))
         observed = self._observe(chunk)  # so that it is kept even if a reward cannot be given
         return observed, self._reward(chunk), terminated, truncated, self._info(chunk)
 
@@ -188,7 +190,7 @@ class ChunkEnv(SingleEnv):
             self._renderer.forget()
             return None
         shown = self._shown.restore(state["shown"], self.world.decode)
-        self._renderer.add(partial(_picture, shown), first=True)
+        self._renderer.add(partial(picture_of, shown), first=True)
         observed: Observation = self._shown.observation(0)
         return observed
 
@@ -217,9 +219,3 @@ class ChunkEnv(SingleEnv):
             "termination_probability": float(chunk.termination_probability[0]),
             **signals,
         }
-
-
-def _picture(chunk: HasFrames) -> Frames:
-    """Frames of the only slot; no lambda, so that an environment that renders can be pickled."""
-    picture: Frames = chunk.frames[0].cpu().numpy()
-    return picture

@@ -1,6 +1,7 @@
 """What the states of environments share: the random generator of Gymnasium, and what is refused."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import numpy as np
@@ -36,6 +37,17 @@ def set_random_state(env: HasRandom, state: Mapping[str, Any]) -> None:
     generator = np.random.Generator(np.random.PCG64())
     generator.bit_generator.state = state
     env.np_random = generator
+
+
+@contextmanager
+def unless_refused(env: HasRandom) -> Iterator[None]:
+    """Draw from an environment's own generator for something that may yet be refused."""
+    before = random_state(env)
+    try:
+        yield
+    except BaseException:
+        env.np_random.bit_generator.state = before
+        raise
 
 
 def check_state(

@@ -22,7 +22,6 @@ from magi_world.config import TextConfig
 from magi_world.envs.batches import (
     as_autoreset_mode,
     batch_prompts,
-    check_count,
     fill_infos,
     merge_infos,
     object_column,
@@ -33,6 +32,7 @@ from magi_world.envs.vector_env import WorldVectorEnv
 from magi_world.errors import ConfigError, missing_package
 from magi_world.models.text import check_prompt
 from magi_world.placement import check_place
+from magi_world.sampling.arguments import check_count
 from magi_world.world import World, load
 
 if TYPE_CHECKING:

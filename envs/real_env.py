@@ -14,7 +14,7 @@ from gymnasium.error import ResetNeeded
 from magi_world import worlds
 from magi_world.checkpoints.world_format import CARD, read_card
 from magi_world.config import WorldConfig
-from magi_world.envs.arguments import check_agents
+from magi_world.envs.arguments import check_agents, checked_seed
 from magi_world.envs.game_calls import MAX_SEED
 from magi_world.envs.games import ADAPTER, GAMES, check_fits, world_game
 from magi_world.envs.single_env import SingleEnv
@@ -117,17 +117,20 @@ class RealEnv(SingleEnv):
 
         Raises:
             ResetOptionError: any option.
+            ConfigError: a seed that is too large.
         """
         if options:
             raise ResetOptionError(
                 f"reset options {list(options)}: the real game has none, it begins at its start"
             )
+        if seed is not None:  # a bad seed is refused before anything has changed
+            seed = checked_seed(seed, MAX_SEED)
         super().reset(seed=seed)
         if seed is None:
             seed = int(self.np_random.integers(MAX_SEED, endpoint=True))
         if self._game is None:
             self._game = self._make_game()
-        chunk = self._game.reset(int(seed))
+        chunk = self._game.reset(seed)
         self._chunk = 0
         self._ended = None
         self._renderer.add(lambda: chunk.frames, first=True)

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -17,6 +19,20 @@ class HasFrames(Protocol):
     @property
     def frames(self) -> Tensor:
         """Frames uint8 `[n, F, H, W, 3]`, decoded when first asked for."""
+
+
+def pictures_of(chunks: HasFrames) -> npt.NDArray[np.uint8]:
+    """Their frames. With it `functools.partial` makes callables for renderers that, unlike lambdas,
+    can be pickled with their environment.
+    """
+    pictures: npt.NDArray[np.uint8] = chunks.frames.cpu().numpy()
+    return pictures
+
+
+def picture_of(chunks: HasFrames) -> npt.NDArray[np.uint8]:
+    """Frames `[F, H, W, 3]` of the only row."""
+    picture: npt.NDArray[np.uint8] = pictures_of(chunks)[0]
+    return picture
 
 
 class _Restored:

@@ -11,7 +11,6 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from gymnasium.error import ResetNeeded
 from gymnasium.vector import AutoresetMode, VectorEnv
@@ -22,15 +21,20 @@ from magi_world.envs.batches import (
     Mask,
     as_autoreset_mode,
     batch_prompts,
-    check_count,
     fill_infos,
     object_column,
     slot_seeds,
     split_options,
 )
-from magi_world.envs.env_state import VECTOR, check_state, random_state, set_random_state
+from magi_world.envs.env_state import (
+    VECTOR,
+    check_state,
+    random_state,
+    set_random_state,
+    unless_refused,
+)
 from magi_world.envs.rendering import RENDER_MODES, SlotRenderers, render_fps
-from magi_world.envs.shown import HasFrames, ShownChunks
+from magi_world.envs.shown import ShownChunks, pictures_of
 from magi_world.envs.spaces import (
     ACTIONS,
     OBSERVATIONS,
@@ -41,6 +45,7 @@ from magi_world.envs.spaces import (
 )
 from magi_world.errors import ConfigError
 from magi_world.players import chunk_prompts, players_of
+from magi_world.sampling.arguments import check_count
 from magi_world.sampling.chunk import Chunk
 from magi_world.sampling.rollout import Starts
 from magi_world.world import World, load
@@ -153,8 +158,8 @@ class WorldVectorEnv(VectorEnv[Any, Any, Any]):
         self._seeded = np.zeros(self.num_envs, np.bool_)
         self._begun = np.zeros(self.num_envs, np.bool_)
         self._ended = np.zeros(self.num_envs, np.bool_)
-        shape, place = config.latent_shape, self.world.device
-        nothing = torch.zeros(self.num_envs, *shape, dtype=torch.float32, device=place)
+        shape = (self.num_envs, *config.latent_shape)
+        nothing = torch.zeros(shape, dtype=torch.float32, device=self.world.device)
         self._shown = ShownChunks(nothing, self._observations, self._output, config.frames_shape)
 
     # ---------------------------------------------------------------- reset
@@ -190,11 +195,12 @@ class WorldVectorEnv(VectorEnv[Any, Any, Any]):
         unbegun = np.flatnonzero(~self._begun)
         if set(unbegun.tolist()) - set(slots):
             raise ResetNeeded(f"slots {unbegun.tolist()} were never reset: reset all slots first")
-        chosen = {slot: seeds[slot] for slot in slots}
-        for slot in slots:
-            if chosen[slot] is None and not self._seeded[slot]:
-                chosen[slot] = int(self.np_random.integers(2**31))
-        chunk = self._begin(slots, {s: v for s, v in chosen.items() if v is not None}, start)
+        with unless_refused(self):
+            for slot in slots:
+                if seeds[slot] is None and not self._seeded[slot]:
+                    seeds[slot] = int(self.np_random.integers(2**31))
+            given = {slot: value for slot in slots if (value := seeds[slot]) is not None}
+            chunk = self._begin(slots, given, start)
         if isinstance(seed, (int, np.integer)):
             super().reset(seed=int(seed))
         infos: dict[str, Any] = {}
@@ -223,7 +229,7 @@ class WorldVectorEnv(VectorEnv[Any, Any, Any]):
         self._length[slots] = 0
         self._shown.replace(chunk.latents, lambda: chunk.frames, slots)
         rows_of = {slot: row for row, slot in enumerate(slots)}
-        self._renderers.add(partial(_pictures, chunk), rows_of, first=True, at_once=at_once)
+        self._renderers.add(partial(pictures_of, chunk), rows_of, first=True, at_once=at_once)
         fill_infos(infos, slots, self._columns(chunk, slots), self.num_envs)
 
     # ---------------------------------------------------------------- step
@@ -301,7 +307,7 @@ class WorldVectorEnv(VectorEnv[Any, Any, Any]):
         self._shown.replace(chunk.latents, lambda: chunk.frames)
         rows_of = {slot: slot for slot in live}
         whole = len(live) == self.num_envs  # else the others' reset chunks come next
-        self._renderers.add(partial(_pictures, chunk), rows_of, whole=whole)
+        self._renderers.add(partial(pictures_of, chunk), rows_of, whole=whole)
         columns = self._columns(chunk, live, rows=None if whole else live)
         fill_infos(infos, live, columns, self.num_envs)
 
@@ -383,11 +389,5 @@ class WorldVectorEnv(VectorEnv[Any, Any, Any]):
             return None
         shown = self._shown.restore(state["shown"], self.world.decode)
         rows_of = {slot: slot for slot in range(self.num_envs)}
-        self._renderers.add(partial(_pictures, shown), rows_of, first=True)
+        self._renderers.add(partial(pictures_of, shown), rows_of, first=True)
         return self._shown.observation()
-
-
-def _pictures(chunk: HasFrames) -> npt.NDArray[np.uint8]:
-    """Frames of all rows; no lambda, so that an environment that renders can be pickled."""
-    pictures: npt.NDArray[np.uint8] = chunk.frames.cpu().numpy()
-    return pictures

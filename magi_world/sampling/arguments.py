@@ -16,6 +16,17 @@ def is_index(value: object, size: int) -> bool:
     return whole and 0 <= value < size  # type: ignore[operator]
 
 
+def check_count(name: str, value: object) -> int:
+    """Return a whole number from 1 on, such as a number of slots.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < 1:
+        raise ConfigError(f"{name} {value!r}: a whole number, 1 or more, is needed")
+    return int(value)
+
+
 def check_slots(
     slots: Sequence[int] | None, batch_size: int, *, repeated: bool = False
 ) -> list[int]:
@@ -46,6 +57,8 @@ def chosen_clips(clip: int | Sequence[int] | None, count: int, size: int) -> lis
         clip = clip.tolist()
     several = isinstance(clip, Sequence) and not isinstance(clip, str)
     given: list[Any] = list(clip) if several else [clip] * count  # type: ignore[arg-type]
+    if not size:
+        raise ResetOptionError(f"clip {clip!r}: the world has no clips")
     if len(given) != count or not all(is_index(index, size) for index in given):
         raise ResetOptionError(
             f"clip {clip!r}: one index of 0…{size - 1} is needed, or one for each of {count}"

@@ -26,6 +26,7 @@ from magi_world.errors import ConfigError, NotReset, ResetOptionError
 from magi_world.sampling import saved_state
 from magi_world.sampling.arguments import (
     as_latents,
+    check_count,
     check_prompts,
     check_seeds,
     check_slots,
@@ -102,8 +103,7 @@ class Rollout:
             ConfigError: a value outside what is named here.
         """
         sampling = world.config.sampling
-        if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
-            raise ConfigError(f"batch_size {batch_size!r}: a whole number, 1 or more, is needed")
+        batch_size = check_count("batch_size", batch_size)
         if starts not in ("opening", "any"):
             raise ConfigError(f"starts {starts!r} is not one of 'opening', 'any'")
         if not isinstance(temperature, Real) or not 0 <= temperature < math.inf:
@@ -111,9 +111,7 @@ class Rollout:
         self.world = world
         self._moves = world.moves
         self.batch_size = batch_size
-        self.steps = sampling.num_steps if steps is None else steps
-        if not isinstance(self.steps, int) or isinstance(self.steps, bool) or self.steps < 1:
-            raise ConfigError(f"steps {steps!r}: a whole number, 1 or more, is needed")
+        self.steps = check_count("steps", sampling.num_steps if steps is None else steps)
         self.temperature = temperature
         self.starts = starts
         self.sampler = ChunkSampler(world, self.steps)

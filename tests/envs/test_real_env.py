@@ -248,6 +248,10 @@ def test_wrong_keywords_and_options_are_named(make: Make, tiny_doom_path: Path) 
     env.reset(seed=1, options={})
     with pytest.raises(ResetOptionError, match=r"\['clip'\]"):
         env.reset(options={"clip": 1})
+    random = str(env.np_random.bit_generator.state)
+    with pytest.raises(ConfigError, match=r"seed 4294967296: allowed are 0 to 2\*\*32 - 1"):
+        env.reset(seed=2**32)
+    assert str(env.np_random.bit_generator.state) == random
     env.step("stand still")  # the episode goes on
 
 

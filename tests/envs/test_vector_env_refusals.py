@@ -49,6 +49,8 @@ def test_a_world_without_openings_cannot_restart_by_itself() -> None:
     with pytest.raises(ConfigError, match="no clips to begin episodes with"):
         WorldVectorEnv(2, world)
     env = WorldVectorEnv(2, world, autoreset_mode="DISABLED")
+    with pytest.raises(ResetOptionError, match="clip 0: the world has no clips"):
+        env.reset(options={"clip": 0})
     env.reset(seed=0, options={"prompt": "strafe left"})
     env.step(["strafe left", "stand still"])
 
@@ -82,6 +84,11 @@ def test_wrong_calls_change_nothing(make: Make) -> None:
         with pytest.raises(error, match=words):
             call()
     assert str(env.np_random.bit_generator.state) == random
+    fresh = make()
+    random = str(fresh.np_random.bit_generator.state)
+    with pytest.raises(ResetOptionError):
+        fresh.reset(options={"clip": 99})
+    assert str(fresh.np_random.bit_generator.state) == random
     assert equal(env.step(["strafe left"] * 3), twin.step(["strafe left"] * 3), exact=True)
     discrete = make()
     discrete.reset(seed=0)

@@ -32,8 +32,25 @@ def test_a_bad_seed_is_refused_before_anything_changes(twins: Twins) -> None:
     for seed in (-1, 1.5, "one"):
         with pytest.raises(gym.error.Error, match="Seed"):
             env.reset(seed=seed)  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="seed"):
-        env.reset(seed=2**63)
+    for seed in (2**63, True):
+        with pytest.raises(ConfigError, match="seed"):
+            env.reset(seed=seed)
+    assert equal(env.step("strafe left"), twin.step("strafe left"), exact=True)
+
+
+def test_a_refused_first_reset_draws_nothing(tiny_world_path: Path) -> None:
+    env = WorldEnv(str(tiny_world_path))
+    before = str(env.np_random.bit_generator.state)
+    with pytest.raises(ResetOptionError):
+        env.reset(options={"clip": 99})
+    assert str(env.np_random.bit_generator.state) == before
+
+
+def test_whole_numbers_of_numpy_are_whole_numbers(tiny_world_path: Path) -> None:
+    env = WorldEnv(str(tiny_world_path), steps=np.int64(2))  # type: ignore[arg-type]
+    twin = WorldEnv(str(tiny_world_path), steps=2)
+    given, _ = env.reset(seed=np.int64(3))  # type: ignore[arg-type]
+    assert equal(given, twin.reset(seed=3)[0], exact=True)
     assert equal(env.step("strafe left"), twin.step("strafe left"), exact=True)
 
 
@@ -126,6 +143,7 @@ def test_a_wrong_start_prompt_is_named(twins: Twins, prompt: Any) -> None:
         ({"ignore_termination": "False"}, "ignore_termination 'False'"),
         ({"starts": "middle"}, "starts"),
         ({"steps": 0}, "steps"),
+        ({"steps": True}, "steps"),
         ({"temperature": -1.0}, "temperature"),
         ({"dtype": "float99"}, "float99"),
     ],
