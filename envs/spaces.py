@@ -61,12 +61,7 @@ class PromptSpace(spaces.Text):
         *,
         seed: int | np.random.Generator | None = None,
     ) -> None:
-        if isinstance(prompts, str) or not prompts or len(set(prompts)) < len(prompts):
-            raise ConfigError(f"prompts {prompts!r}: a list of different strings is needed")
-        for prompt in prompts:
-            problem = _prompt_problem(prompt, max_length)
-            if problem:
-                raise ConfigError(f"prompts {list(prompts)}: {problem}")
+        _check_listed(prompts, max_length)
         self.prompts = tuple(map(str, prompts))
         # The base class copies its character set into every space; the table of all printable
         # characters is shared instead, and built only if a client flattens the space.
@@ -137,6 +132,18 @@ class PromptSpace(spaces.Text):
         return f"PromptSpace({list(self.prompts)}, max_length={self.max_length})"
 
 
+def _check_listed(prompts: object, max_length: int) -> None:
+    """Refuse what is no list of different usable prompts."""
+    if isinstance(prompts, str) or not isinstance(prompts, Sequence) or not prompts:
+        raise ConfigError(f"prompts {prompts!r}: a list of different strings is needed")
+    for prompt in prompts:
+        problem = _prompt_problem(prompt, max_length)
+        if problem:
+            raise ConfigError(f"prompts {list(prompts)}: {problem}")
+    if len(set(prompts)) < len(prompts):
+        raise ConfigError(f"prompts {prompts!r}: a list of different strings is needed")
+
+
 def choose(name: str, value: object, allowed: Sequence[str]) -> str:
     """Return `value` if it is one of `allowed`, the values of the constructor keyword `name`.
 
@@ -163,10 +170,11 @@ def action_space(
     """Build the action space: `PromptSpace` for "text", `Discrete(len(prompts))` for "discrete".
 
     Raises:
-        ConfigError: any other form.
+        ConfigError: any other form, or prompts that `PromptSpace` refuses.
     """
     if choose("actions", actions, ACTIONS) == "text":
         return PromptSpace(prompts, max_length)
+    _check_listed(prompts, max_length)
     return spaces.Discrete(len(prompts))
 
 

@@ -90,7 +90,7 @@ class VideoEnv(ChunkEnv):
                     f"{name} is a {type(value).__name__}, a path is needed: arrays go through "
                     f"reset(options={{{name!r}: array}})"
                 )
-        if isinstance(prompts, str):
+        if isinstance(prompts, str) or not isinstance(prompts, Sequence | None):
             raise ConfigError(f"prompts {prompts!r}: a list of different strings is needed")
         if prompts is None:
             prompts = [NEUTRAL_PROMPT if prompt is None else prompt]
@@ -100,7 +100,7 @@ class VideoEnv(ChunkEnv):
         world = load(os.fspath(model), device=device, dtype=dtype)
         world = world if pixels is None else world.resized(*pixels)
         self._open(world.rollout(1, steps=steps, temperature=temperature), prompts)
-        for text in self.prompts:
+        for text in [*self.prompts, *([] if prompt is None else [prompt])]:
             world.check_prompt(text)
         config = world.config
         self._start: dict[str, Any] = {}
