@@ -4,7 +4,6 @@ Field names of :class:`DiTConfig` and :class:`VAEConfig` are those of MAGI-1's o
 (``model_config`` and ``ddconfig``), so its files are read without a table of renames.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Self
@@ -14,6 +13,7 @@ from magi_world.config_section import is_number as _is_number
 from magi_world.config_section import require as _require
 from magi_world.config_section import require_counts as _require_counts
 from magi_world.config_section import require_flags as _require_flags
+from magi_world.config_section import require_texts as _require_texts
 from magi_world.errors import ConfigError
 from magi_world.magi1_config import Magi1Config, T5Config
 
@@ -226,19 +226,18 @@ class SamplingConfig(_Section):
 
     def __post_init__(self) -> None:
         _require_counts(self, "chunk_width", "kv_range", "num_steps", "null_prompt_tokens")
-        _require(
-            math.isfinite(self.shift) and self.shift > 0,
-            f"shift {self.shift} is not a positive number",
-        )
+        _require_flags(self, "clean_null_caption")
+        for name in ("shift", "scale_factor"):
+            value = getattr(self, name)
+            _require(_is_number(value) and value > 0, f"{name} {value!r} is not a positive number")
+        for name in ("clean_t", "guidance_scale"):
+            value = getattr(self, name)
+            _require(_is_number(value), f"{name} {value!r}: a finite number is needed")
         _require(
             self.transform in _TRANSFORMS,
             f"transform {self.transform!r} is not one of {_TRANSFORMS}",
         )
         _require(0.0 < self.clean_t <= 1.0, f"clean_t {self.clean_t} is outside (0, 1]")
-        _require(
-            math.isfinite(self.scale_factor) and self.scale_factor > 0,
-            f"scale_factor {self.scale_factor} is not a positive number",
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -255,6 +254,7 @@ class OutcomeConfig(_Section):
 
     def __post_init__(self) -> None:
         _require_counts(self, "hidden_size", "num_queries")
+        _require_texts(self, "signals", "rewards")
         _require(
             self.hidden_size % self.num_heads == 0,
             f"hidden_size {self.hidden_size} is not a multiple of its {self.num_heads} heads "

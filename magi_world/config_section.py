@@ -37,6 +37,16 @@ def require_flags(section: object, *names: str) -> None:
         require(isinstance(value, bool), f"{name} {value!r}: true or false is needed")
 
 
+def require_texts(section: object, *names: str) -> None:
+    """Refuse fields that are no lists of texts; one text would be read letter by letter."""
+    for name in names:
+        value = getattr(section, name)
+        require(
+            isinstance(value, tuple | list) and all(isinstance(text, str) for text in value),
+            f"{name} {value!r}: a list of texts is needed",
+        )
+
+
 class Section:
     """Reading and writing of one section as plain data."""
 

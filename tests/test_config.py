@@ -74,6 +74,12 @@ TEXT = {"d_model": 16, "d_ff": 16, "d_kv": 8, "num_heads": 2, "num_layers": 1}
         (SamplingConfig, {"transform": "cube"}, "transform 'cube'"),
         (SamplingConfig, {"shift": 0.0}, "shift 0.0"),
         (SamplingConfig, {"kv_range": "8"}, "kv_range '8'"),
+        (SamplingConfig, {"shift": "3"}, "shift '3'"),
+        (SamplingConfig, {"guidance_scale": float("nan")}, "guidance_scale nan"),
+        (SamplingConfig, {"guidance_scale": "2"}, "guidance_scale '2'"),
+        (SamplingConfig, {"clean_null_caption": "false"}, "clean_null_caption 'false'"),
+        (OutcomeConfig, {"signals": "health"}, "signals 'health': a list of texts"),
+        (OutcomeConfig, {"rewards": [1]}, "rewards .*: a list of texts"),
     ],
 )  # fmt: skip
 def test_what_cannot_work_cannot_be_built(section: Any, values: Any, words: str) -> None:
