@@ -107,6 +107,7 @@ class _PongChunks:
         self._frames_played = 0
         self._last_frame: Frames | None = None
         self._over = True
+        self._closed = False
 
     def reset(self, seed: int) -> DuelChunk:
         """Start the game of `seed` (0 to 2^32 - 1), wait for the serve, play one no-op chunk.
@@ -115,6 +116,8 @@ class _PongChunks:
         it counts for the reward or for the limit.
         """
         check_seed(seed)
+        if self._closed:
+            raise NotReset("the game is closed: make a new one")
         self._begin(seed)
         drawn = np.random.default_rng(seed).integers(
             len(CARD["prompts"]), size=(self.num_paddles, _FRAMES_TO_SERVE // 8)
@@ -199,15 +202,12 @@ class PongDuelGame(_PongChunks):
         roms = Path(ale_py.__file__).parent / "roms"
         env = pong_v3.raw_env(auto_rom_install_path=str(roms), max_cycles=2**62)
         self._game: Any = env.unwrapped  # below the turns that PettingZoo puts on top
-        self._closed = False
 
     def close(self) -> None:
         """Forget the game; calling it again does nothing."""
         self._over = self._closed = True
 
     def _begin(self, seed: int) -> None:
-        if self._closed:
-            raise NotReset("the game is closed: make a new one")
         self._game.reset(seed=seed)
 
     def _act(self, actions: Sequence[int]) -> tuple[Counts, Counts, bool]:
@@ -261,7 +261,7 @@ class AtariPongGame(_PongChunks):
 
     def close(self) -> None:
         """End the game; calling it again does nothing."""
-        self._over = True
+        self._over = self._closed = True
         self._env.close()
 
     def _begin(self, seed: int) -> None:

@@ -1,6 +1,7 @@
 """The real two-player Pong: chunks, serves, points, ends, and what its collector sees."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -140,6 +141,15 @@ def test_the_real_twin_has_the_dreams_spaces(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no states"):
         env.get_state()
     env.close()
+
+
+@pytest.mark.parametrize("kind", [PongDuelGame, AtariPongGame])
+def test_a_closed_game_stays_closed(kind: Any) -> None:
+    closed = kind()
+    closed.close()
+    closed.close()
+    with pytest.raises(NotReset, match="closed"):
+        closed.reset(0)
 
 
 def test_what_is_moved_is_measured_as_moved(game: PongDuelGame) -> None:
