@@ -28,6 +28,7 @@ from magi_world.envs.batches import (
     slot_seeds,
     split_options,
 )
+from magi_world.envs.env_state import unless_refused
 from magi_world.envs.vector_env import WorldVectorEnv
 from magi_world.errors import ConfigError, missing_package
 from magi_world.models.text import check_prompt
@@ -205,16 +206,17 @@ class RayVectorEnv(VectorEnv[Any, Any, Any]):
         slots, start = split_options(options, self.num_envs)
         if not self._seeded.all() and len(slots) < self.num_envs:
             raise ResetNeeded("some slots were never reset: reset all slots first")
-        for slot in slots:
-            if seeds[slot] is None and not self._seeded[slot]:
-                seeds[slot] = int(self.np_random.integers(2**31))
-        calls = {}
-        for index, own in enumerate(self._slots):
-            mask = np.isin(own, slots)
-            if mask.any():
-                given = {**start} if mask.all() else {**start, "reset_mask": mask}
-                calls[index] = ("reset", [seeds[slot] for slot in own], given)
-        results = self._call(calls)
+        with unless_refused(self):
+            for slot in slots:
+                if seeds[slot] is None and not self._seeded[slot]:
+                    seeds[slot] = int(self.np_random.integers(2**31))
+            calls = {}
+            for index, own in enumerate(self._slots):
+                mask = np.isin(own, slots)
+                if mask.any():
+                    given = {**start} if mask.all() else {**start, "reset_mask": mask}
+                    calls[index] = ("reset", [seeds[slot] for slot in own], given)
+            results = self._call(calls)
         if isinstance(seed, (int, np.integer)):  # only now: no actor has refused the options
             super().reset(seed=int(seed))
         infos: dict[str, Any] = {}

@@ -222,6 +222,10 @@ def test_wrong_calls(make: Any, tiny_world_path: Path) -> None:
 
 def test_a_refused_reset_changes_nothing(make: Any) -> None:
     env, twin = make(), make()
+    random = str(env.np_random.bit_generator.state)
+    with pytest.raises(ResetOptionError):
+        env.reset(options={"clip": 99})  # the first, for which seeds are drawn
+    assert str(env.np_random.bit_generator.state) == random
     for each in (env, twin):
         each.reset(seed=0)
     random = str(env.np_random.bit_generator.state)
