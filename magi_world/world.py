@@ -156,11 +156,11 @@ class World:
 
     @property
     def moves(self) -> int:
-        """How often it was moved or cast; what was made for it before does not fit any more."""
+        """How often it was moved, cast or trained: what was made before does not fit any more."""
         return self._captions.cleared
 
     def forget_captions(self) -> None:
-        """Drop the encoded prompts: they belong to the device and dtype of before."""
+        """Drop the encoded prompts: they belong to the device, dtype or weights of before."""
         self._captions.clear()
 
     # ---------------------------------------------------------------- pictures

@@ -270,6 +270,15 @@ def test_moving_a_world_forgets_captions(tiny_world_path: Path) -> None:
     world = load(tiny_world_path)
     wide = world.caption("left")[0][0]
     assert wide.dtype == torch.float32
+    assert world.to().caption("left")[0][0] is wide  # which moves nothing
+    with torch.no_grad():
+        for parameter in world.dit.y_embedder.parameters():
+            parameter.neg_()
+    world.forget_captions()
+    assert not torch.equal(world.caption("left")[0][0], wide)
+    with torch.no_grad():
+        for parameter in world.dit.y_embedder.parameters():
+            parameter.neg_()
     world.to(dtype="bfloat16")
     assert world.dtype == torch.bfloat16 and world.caption("left")[0][0].dtype == torch.bfloat16
     world.to(dtype="float32")

@@ -15,7 +15,7 @@ class KeptCaptions:
         """Keep so many bytes, and the newest caption whatever it takes."""
         self.capacity = capacity
         self.cleared = 0
-        """how often everything was dropped, because the world had been moved or cast"""
+        """how often everything was dropped, because the world had become another"""
         self._kept: dict[str | None, CaptionKV] = {}
         self._bytes = 0
 

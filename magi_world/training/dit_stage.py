@@ -290,7 +290,7 @@ class DiTStage:
         rows_SL = self.held_out.draw(count, generator)
         x = self.held_out.latents[rows_SL].float()  # [S, L, C, P, h, w]
         prompts = chunk_prompts(self.world.card)
-        self.world.to()  # forget captions of older weights
+        self.world.forget_captions()  # those of older weights
         rollout = self.world.rollout(count, seeds=range(count))
         half = length // 2
         rollout.reset(prompt=prompts[0])

@@ -131,7 +131,7 @@ def train_world(
         make = partial(_dit_stage, world, store.folder, recipe.dit)
         workers = Workers(make, recipe.dit.workers) if recipe.dit.workers > 1 else None
         train(make(), recipe.dit, workers)
-        world.to()  # captions of untrained weights are forgotten
+        world.forget_captions()  # those of untrained weights
     if last >= STAGES.index("outcome") and world.outcome is not None:
         examples = partial(
             generate_examples, world, store, length=recipe.dit.sequence,
