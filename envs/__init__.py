@@ -9,6 +9,7 @@ import typing
 
 if typing.TYPE_CHECKING:
     from magi_world.envs import pong_duel_v0
+    from magi_world.envs.game_calls import GameChunk
     from magi_world.envs.gymnasium_game import GymnasiumGame
     from magi_world.envs.multi_env import MultiEnv
     from magi_world.envs.multi_vector_env import ParallelVectorEnv
@@ -33,6 +34,7 @@ __all__ = [
     "CallableReward",
     "ChannelStack",
     "FrameByFrame",
+    "GameChunk",
     "GymnasiumGame",
     "LastFrame",
     "MultiEnv",
@@ -55,6 +57,7 @@ _HOMES = {
     "CallableReward": "wrappers",
     "ChannelStack": "wrappers",
     "FrameByFrame": "wrappers",
+    "GameChunk": "game_calls",
     "GymnasiumGame": "gymnasium_game",
     "LastFrame": "wrappers",
     "MultiEnv": "multi_env",

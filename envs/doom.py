@@ -9,14 +9,13 @@ Gymnasium; `envs/real_env.py` is the environment, `training/collect.py` the coll
 import contextlib
 import tempfile
 import weakref
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from magi_world.envs.game_calls import check_action, check_seed
+from magi_world.envs.game_calls import GameChunk, check_action, check_seed
 from magi_world.errors import NotReset, missing_package
 
 Frames = npt.NDArray[np.uint8]
@@ -69,23 +68,6 @@ def downscale(screen: Frames) -> Frames:
     total += np.float32(0.5)
     frame: Frames = total.astype(np.uint8).reshape(FRAME_SIZE, FRAME_SIZE, 3)
     return frame
-
-
-@dataclass(frozen=True)
-class GameChunk:
-    """What one chunk of the real game gave.
-
-    `frames` is uint8 `[4, 64, 64, 3]`; `valid_frames` (0 to 4) counts those of them that the game
-    drew, the rest repeat the last one; `reward` is `valid_frames`, the tics survived; `health` is
-    the player's after the chunk, 0 at death.
-    """
-
-    frames: Frames
-    valid_frames: int
-    reward: float
-    terminated: bool
-    truncated: bool
-    health: float
 
 
 def _start(game: Any) -> None:

@@ -1,10 +1,34 @@
-"""How real games are called, checked alike in all of them: seeds, and actions of running games."""
+"""What real games are called with, checked alike in all of them, and what they answer.
+
+Nothing here knows Gymnasium.
+"""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
 
 from magi_world.errors import ActionError, NotReset
 
 MAX_SEED = 2**32 - 1
+
+
+@dataclass(frozen=True)
+class GameChunk:
+    """What one chunk of a real game gave (see `Game` in `magi_world/training/collect.py`).
+
+    `frames` is uint8 `[F, H, W, 3]`; `valid_frames` (0 to F) counts those of them that the game
+    drew, the rest repeat the last one; `reward` is what the chunk earned (Take Cover: the tics
+    survived); `health` is the player's after the chunk, NaN where the game knows none.
+    """
+
+    frames: npt.NDArray[np.uint8]
+    valid_frames: int
+    reward: float
+    terminated: bool
+    truncated: bool
+    health: float
 
 
 def check_seed(seed: int) -> None:

@@ -20,8 +20,7 @@ import numpy as np
 from gymnasium import spaces
 
 from magi_world.config_section import is_number
-from magi_world.envs.doom import GameChunk
-from magi_world.envs.game_calls import check_action
+from magi_world.envs.game_calls import GameChunk, check_action
 from magi_world.errors import ConfigError, DatasetError, NotReset
 from magi_world.training.pictures import Frames, shrink
 

@@ -6,8 +6,7 @@ from typing import Any
 import gymnasium
 from gymnasium.wrappers import RepeatAction
 
-from magi_world.envs import GymnasiumGame
-from magi_world.envs.doom import GameChunk
+from magi_world.envs import GameChunk, GymnasiumGame
 
 
 class Circuit(GymnasiumGame):

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from magi_world.envs.doom import Frames, GameChunk, TakeCoverGame, downscale
+from magi_world.envs.doom import Frames, TakeCoverGame, downscale
+from magi_world.envs.game_calls import GameChunk
 from magi_world.errors import ActionError, MissingPackage, NotReset
 
 STILL, LEFT, RIGHT = range(3)

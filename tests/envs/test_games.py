@@ -16,7 +16,7 @@ ADAPTER = '''
 """A game that shows what it is told."""
 import math
 import numpy as np
-from magi_world.envs.doom import GameChunk
+from magi_world.envs import GameChunk
 
 class Told:
     name, chunk_frames, frame_shape, fps = "told", 4, (64, 64, 3), 35
