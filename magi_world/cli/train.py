@@ -1,4 +1,4 @@
-"""Verbs that make worlds: `collect` data, `train-world`."""
+"""Verbs that make worlds: `collect` data, `train-world`, `train-words`."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -161,6 +161,51 @@ def train_world(
         init_parts=init_part or None,
     )
     summary = {"world": str(world.folder), "name": world.name, **world.card["training"]}
+    if as_json:
+        emit_json(summary)
+    else:
+        emit_pairs(summary)
+
+
+def train_words(
+    recipe: Annotated[
+        str, typer.Argument(help="A recipe that ships, or a TOML file, with a section [words].")
+    ] = "doom_take_cover",
+    *,
+    world: Annotated[
+        str, typer.Option(help="World that learns: a name, or a folder. It stays as it is.")
+    ],
+    out: Annotated[
+        Path, typer.Option(help="Folder for checkpoint, TensorBoard and the new world.")
+    ],
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the checkpoint in OUT.")
+    ] = False,
+    setting: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="Replace a value of the section [words]."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Teach a trained world more wordings of its prompts.
+
+    Only its text encoder learns, on the clips that the world ships with: told a new
+    wording it must make what it makes when told the prompt. Tells how far wordings
+    were, and are, from doing so: 0 does the same, 1 is as far off as another prompt.
+
+    Example: magi-world train-words recipe.toml --world run/world --out worded
+    """
+    from magi_world.training.recipe import load_recipe
+    from magi_world.training.words import train_words as train
+
+    words = [f"words.{word}" for word in setting or []]
+    learned = train(
+        load_recipe(recipe, **stage_settings(words, ["words"])), world, out, resume=resume
+    )
+    training = learned.card["training"]
+    kept = ("words_steps", "words_minutes", "wordings", "wording_error")
+    summary = {"world": str(learned.folder), "name": learned.name}
+    summary |= {key: training[key] for key in kept}
     if as_json:
         emit_json(summary)
     else:

@@ -1,8 +1,9 @@
-"""Recipes: one TOML file a world with its card, its configuration and its three stages."""
+"""Recipes: one TOML file a world with its card, its configuration and its stages."""
 
 import math
 import tomllib
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from magi_world.errors import CheckpointError, ConfigError, RecipeError
 from magi_world.training.loop import StageSettings
 from magi_world.training.precision import PRECISIONS
 from magi_world.training.reading import Reading
-from magi_world.training.recipe_card import check_recipe_card
+from magi_world.training.recipe_card import check_recipe_card, check_wordings
 
 OBJECTIVES = ("flow", "energy")
 
@@ -79,6 +80,14 @@ class OutcomeSettings(StageSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
+class WordsSettings(StageSettings):
+    """More wordings for a trained world, `training/words.py`; ``batch_size`` counts clips."""
+
+    wordings: int = 12
+    """of each prompt in a batch, itself among them"""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """A world's recipe."""
 
@@ -90,6 +99,10 @@ class Recipe:
     outcome: OutcomeSettings
     data: Reading = Reading()
     """how data is read that was not recorded in chunks of the world"""
+    words: WordsSettings | None = None
+    """None where the recipe has no section `[words]`"""
+    patterns: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """`[words.patterns]`: more wordings of each prompt, with braces as a shell expands them"""
 
 
 def available() -> list[str]:
@@ -122,17 +135,19 @@ def load_recipe(name_or_path: str | Path, **overrides: dict[str, Any]) -> Recipe
     config_keys = data["config"] if isinstance(data.get("config"), dict) else {"outcome"}
     if "outcome" not in config_keys:  # a world without heads has no such stage
         data.setdefault("outcome", {"steps": 1, "batch_size": 1})
-    if set(data) - {"data"} != known:
+    if set(data) - {"data", "words"} != known:
         raise RecipeError(f"{path} has the sections {sorted(data)}, expected {sorted(known)}")
     flat = sorted(key for key, value in data.items() if not isinstance(value, dict))
     if flat:
         raise RecipeError(f"{path}: {', '.join(flat)} must be a section of keys")
-    foreign = sorted(set(overrides) - set(_SETTINGS))
+    settings = {**_SETTINGS, **({"words": WordsSettings} if "words" in data else {})}
+    foreign = sorted(set(overrides) - set(settings))
     if foreign:
-        raise RecipeError(f"overrides of {foreign}; {sorted(_SETTINGS)} can be overridden")
+        raise RecipeError(f"{path}: overrides of {foreign}, known are {sorted(settings)}")
+    patterns = data.get("words", {}).pop("patterns", {})
     sections = {
         key: _settings(cls, {**data[key], **overrides.get(key, {})}, f"{path} [{key}]")
-        for key, cls in _SETTINGS.items()
+        for key, cls in settings.items()
     }
     try:
         config = WorldConfig.from_dict(data["config"])
@@ -143,9 +158,10 @@ def load_recipe(name_or_path: str | Path, **overrides: dict[str, Any]) -> Recipe
     except CheckpointError as error:
         raise RecipeError(str(error)) from None
     check_recipe_card(data["card"], config.text, f"{path} [card]")
+    check_wordings(patterns, data["card"]["prompts"], f"{path} [words]: patterns")
     reading = _reading(data.get("data", {}), config, f"{path} [data]")
     card = _with_adapter(data["card"], path)
-    return Recipe(path=path, card=card, config=config, data=reading, **sections)
+    return Recipe(path=path, card=card, config=config, data=reading, patterns=patterns, **sections)
 
 
 def _reading(values: dict[str, Any], config: WorldConfig, source: str) -> Reading:
@@ -186,7 +202,7 @@ _KINDS: dict[Any, str] = {
 }  # fmt: skip
 _LOWEST = {
     "steps": 1, "batch_size": 1, "log_every": 1, "sample_every": 1, "sequence": 2,
-    "paraphrases": 1, "chunks": 1, "copies": 1, "own_depth": 1, "workers": 1,
+    "paraphrases": 1, "chunks": 1, "copies": 1, "own_depth": 1, "workers": 1, "wordings": 1,
 }  # fmt: skip
 _POSITIVE = ("learning_rate", "grad_clip")
 _SHARES = ("cooldown", "caption_dropout", "history_noise", "own_history", "own_after", "ema_decay")

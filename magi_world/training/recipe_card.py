@@ -1,7 +1,7 @@
 """The section `[card]` of a recipe: what a world could be trained with, but not as it was meant."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from magi_world.config import TextConfig
@@ -35,7 +35,21 @@ def check_recipe_card(card: Mapping[str, Any], text: object, source: str) -> Non
         raise RecipeError(f"{source}: reward_range {card['reward_range']} is not finite")
     said = [(prompt, prompt) for prompt in card["prompts"]]
     for key in _WORDINGS:
-        said += _wordings(card.get(key, {}), card["prompts"], f"{source}: {key}")
+        said += check_wordings(card.get(key, {}), card["prompts"], f"{source}: {key}")
+    check_meanings(said, text, source)
+
+
+def check_meanings(said: Iterable[tuple[str, str]], text: object, source: str) -> None:
+    """Refuse wordings that are no prompts, or that stand for two.
+
+    Args:
+        said: wordings, each with the prompt for which it stands.
+        text: as in :func:`check_recipe_card`.
+        source: of the wordings, for errors.
+
+    Raises:
+        RecipeError: there is such a wording.
+    """
     longest = text.max_bytes if isinstance(text, TextConfig) else TextConfig.max_bytes
     meant: dict[str, str] = {}
     for words, prompt in said:
@@ -50,8 +64,12 @@ def check_recipe_card(card: Mapping[str, Any], text: object, source: str) -> Non
         meant[words] = prompt
 
 
-def _wordings(value: Any, prompts: list[str], source: str) -> list[tuple[str, str]]:
-    """Other words for the prompts, each with its prompt."""
+def check_wordings(value: Any, prompts: Sequence[str], source: str) -> list[tuple[str, str]]:
+    """Other words for the prompts, each with its prompt.
+
+    Raises:
+        RecipeError: `value` is no mapping of these prompts to lists.
+    """
     if not isinstance(value, Mapping) or not all(isinstance(v, list) for v in value.values()):
         raise RecipeError(f"{source} {value!r} is no section with a list of texts for each prompt")
     if strange := sorted(set(value) - set(prompts)):

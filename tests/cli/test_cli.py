@@ -15,6 +15,7 @@ VERBS = [
     ("rollout",),
     ("collect",),
     ("train-world",),
+    ("train-words",),
     ("train-agent",),
     ("evaluate-agent",),
     ("evaluate",),
@@ -57,6 +58,12 @@ def test_without_arguments_the_verbs_are_listed(run: Run) -> None:
         (["train-world", "--out", "runs"], "--data"),
         (["train-world", "nothing", "--data", ".", "--out", "runs"], "no recipe 'nothing'"),
         (["train-world", "--out", "runs", "--resume", "--set", "vae=3"], "SECTION.NAME=VALUE"),
+        (["train-words", "--out", "runs"], "--world"),
+        (["train-words", "--world", "nowhere", "--out", "runs"], "no world 'nowhere'"),
+        (
+            ["train-words", "pong_duel", "--world", "pong-duel", "--out", "runs"],
+            "no section [words.patterns]",
+        ),
         (["train-agent", "--out", "runs", "--set", "speed=3"], "speed=3"),
         (
             ["train-agent", "--out", "runs", "--set", "hidden=wide"],
@@ -123,6 +130,7 @@ def test_help_imports_no_torch(tmp_path: Path) -> None:
         ["rollout", "--chunks", "1"],
         ["collect", "--chunks", "1"],
         ["train-world", "--data", "."],
+        ["train-words", "--world", "doom-take-cover"],
         ["train-agent", "--steps", "1"],
         ["evaluate", "--episodes", "2"],
     ],
