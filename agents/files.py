@@ -74,10 +74,19 @@ def world_hash(world: "World") -> str | None:
 
     None without a folder. Clips that `with_more_clips` gave it are not among them.
     """
+    return _hash(world, "*.safetensors")
+
+
+def vae_hash(world: "World") -> str | None:
+    """The same of its VAE alone, through which an agent sees the real game."""
+    return _hash(world, "vae.safetensors")
+
+
+def _hash(world: "World", names: str) -> str | None:
     if world.folder is None:
         return None
     digest = hashlib.sha256()
-    for path in sorted(world.folder.glob("*.safetensors")):
+    for path in sorted(world.folder.glob(names)):
         digest.update(path.name.encode())
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]

@@ -13,7 +13,7 @@ import numpy as np
 
 from magi_world.agents import FROZEN, Agent, load
 from magi_world.agents.evaluation import BLIND, Row, evaluate_agents
-from magi_world.agents.files import STARTS, settings_hash, world_hash
+from magi_world.agents.files import STARTS, settings_hash, vae_hash, world_hash
 from magi_world.agents.frozen import Frozen
 from magi_world.agents.random_agent import Sweep
 from magi_world.disk import write_text
@@ -23,8 +23,8 @@ from magi_world.training.collect import Game
 from magi_world.world import World
 
 IDENTITY = (
-    "label", "kind", "policy", "where", "seeds", "first_seed", "world_hash", "trained_world",
-    "args_hash", "seed", "real_tics",
+    "label", "kind", "policy", "where", "seeds", "first_seed", "world_hash", "vae_hash",
+    "trained_world", "args_hash", "seed", "real_tics",
 )  # fmt: skip
 """what tells rows apart: of two rows that agree in all of it the later one stays"""
 
@@ -54,14 +54,15 @@ def result_row(
 
     Returns:
         The row: `label`, `agent` (its name or folder), `kind`, `policy`, `where`, `seeds`,
-        `first_seed`, `width`, `world`, `world_hash` (None where a blind agent played the real
+        `first_seed`, `width`, `world`, `world_hash` (of the world that it dreamed in, None in the
+        real game), `vae_hash` (of what it saw through, None where a blind agent played the real
         game), `trained_world` (the hash of the world that it was trained in), `args_hash` and
         `seed` of its training, `steps`, `generations`, `real_tics` (that its training used, or that
         its world was made of), `validation_tics`, `played_tics` and `returns`.
     """
     inner = agent.agent if isinstance(agent, Frozen) else agent
     about = _about(inner, played["agent"])
-    blind = isinstance(inner, BLIND)
+    blind, real = isinstance(inner, BLIND), played["where"] == "real"
     if label is None:
         label = _label(about) + (", frozen" if inner is not agent else "")
     if isinstance(inner, Sweep):
@@ -77,7 +78,8 @@ def result_row(
         "first_seed": played["first_seed"],
         "width": width,
         "world": world.name,
-        "world_hash": None if blind and played["where"] == "real" else world_hash(world),
+        "world_hash": None if real else world_hash(world),
+        "vae_hash": None if real and blind else vae_hash(world),
         "trained_world": about.get("world_hash"),
         "args_hash": about["args_hash"],
         "seed": about.get("args", {}).get("seed"),
@@ -160,7 +162,8 @@ def _replay(world: World, row: Row, make_game: Callable[[], Game] | None, show: 
     told = {key: row[key] for key in ("label", "agent", "where")}
     recorded = row["returns"]
     result = told | {"note": "", "recorded": float(np.mean(recorded)), "episodes": len(recorded)}
-    if row["world_hash"] not in (None, world_hash(world)):
+    hashes = (("world_hash", world_hash), ("vae_hash", vae_hash))
+    if any(row[name] not in (None, of(world)) for name, of in hashes):
         return result | {"note": "recorded with another world"}
     try:
         agent = load(row["agent"], world=world, greedy=row["policy"] == "greedy")

@@ -32,13 +32,14 @@ PLACES = ("dream", "real")
 def make_lines(rows: Sequence[Row], seeds: str = "final") -> list[Line]:
     """Gather the rows on those seeds, "final" or "validation", into the lines of the table.
 
-    A line holds `label`, `policy`, `world` (its hash), `seeds` (how many trainings), `steps` and
-    `real_tics` (mean of a training), `validation_tics` (all together), `dream` and `real` (None, or
-    `episodes`, `mean` and `iqm`, these two with `value`, `low` and `high`), `by_seed` (mean return
-    of each training by place), `above_sweep` (None, or how far the real mean lies above that of the
-    best sweep, with its interval), `below_best` (the same beside the line of the highest real mean;
-    None for that line itself and for blind players, who do not count) and `dream_over_real` (None,
-    or the ratio of the means of those trainings that have both, with its interval).
+    A line holds `label`, `policy`, `world` and `vae` (hashes), `seeds` (how many trainings),
+    `steps` and `real_tics` (mean of a training), `validation_tics` (all together), `dream` and
+    `real` (None, or `episodes`, `mean` and `iqm`, these two with `value`, `low` and `high`),
+    `by_seed` (mean return of each training by place), `above_sweep` (None, or how far the real mean
+    lies above that of the best sweep, with its interval), `below_best` (the same beside the line of
+    the highest real mean; None for that line itself and for blind players, who do not count) and
+    `dream_over_real` (None, or the ratio of the means of those trainings that have both, with its
+    interval).
 
     Raises:
         AgentError: no row is on those seeds.
@@ -69,7 +70,8 @@ def make_lines(rows: Sequence[Row], seeds: str = "final") -> list[Line]:
             {
                 "label": first["label"],
                 "policy": first["policy"],
-                "world": next((row["world_hash"] for row in group if row["world_hash"]), None),
+                "world": _first(row["world_hash"] for row in group),
+                "vae": _first(row["vae_hash"] for row in group),
                 "seeds": 0 if first["seed"] is None else len(trainings),
                 "steps": _mean(row["steps"] for row in trainings),
                 "real_tics": _mean(row["real_tics"] for row in trainings),
@@ -217,25 +219,35 @@ def plot_lines(lines: Sequence[Line], path: Path) -> None:
 
 
 def _groups(rows: Sequence[Row]) -> list[list[Row]]:
-    """Rows of one line together. What no world has a part in belongs to every world's line."""
+    """Rows of one line together.
+
+    What was played in the real game belongs to the lines of all worlds of that VAE, and what no
+    world has a part in to every world's.
+    """
     shared: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
         key = tuple(row[name] for name in ("label", "policy", "kind", "args_hash"))
         shared.setdefault(key, []).append(row)
     groups = []
     for alike in shared.values():
-        worlds = dict.fromkeys(
-            (row["world_hash"], row["trained_world"]) for row in alike if row["world_hash"]
-        )
-        for world in worlds or [(None, None)]:
+        seen = [row for row in alike if row["vae_hash"]]
+        worlds = dict.fromkeys((*_eyes(row), row["world_hash"]) for row in seen)
+        dreamed = {line[:2] for line in worlds if line[2]}
+        lines = [line for line in worlds if line[2] or line[:2] not in dreamed]
+        for *eyes, world in lines or [(None, None, None)]:
             groups.append(
                 [
                     row for row in alike
-                    if row["world_hash"] is None
-                    or (row["world_hash"], row["trained_world"]) == world
+                    if row["world_hash"] in (None, world)
+                    and (row["vae_hash"] is None or _eyes(row) == tuple(eyes))
                 ]
             )  # fmt: skip
     return groups
+
+
+def _eyes(row: Row) -> tuple[Any, Any]:
+    """Through what an agent saw, and where it was trained."""
+    return row["vae_hash"], row["trained_world"]
 
 
 def _by_training(group: Sequence[Row]) -> dict[str, dict[Any, Returns]]:
@@ -244,6 +256,10 @@ def _by_training(group: Sequence[Row]) -> dict[str, dict[Any, Returns]]:
         place: {row["seed"]: row["returns"] for row in group if row["where"] == place}
         for place in PLACES
     }
+
+
+def _first(hashes: Iterable[str | None]) -> str | None:
+    return next((known for known in hashes if known), None)
 
 
 def _mean_of(by_seed: Mapping[Any, Returns]) -> float:

@@ -163,7 +163,7 @@ def _table(
     dtype: str | None,
 ) -> None:
     """Print the table of the recorded rows, and whatever else was asked for beside it."""
-    from magi_world.agents.files import world_hash
+    from magi_world.agents.files import vae_hash, world_hash
     from magi_world.agents.results import read_results, replay
     from magi_world.agents.results_bands import format_bands, make_bands
     from magi_world.agents.results_table import (
@@ -185,7 +185,12 @@ def _table(
         say(f"plot: {plot}")
     if loaded is not None and card:
         if seeds is Seeds.FINAL:
-            own = [line for line in lines if line["world"] in (None, world_hash(loaded))]
+            hashes = {"world": world_hash(loaded), "vae": vae_hash(loaded)}
+            own = [
+                line
+                for line in lines
+                if all(line[part] in (None, known) for part, known in hashes.items())
+            ]
             update_card(loaded, {"agents": own})
         else:  # settings compared, among them other trainings of the world
             compared = loaded.card.get("compared", {})

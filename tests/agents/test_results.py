@@ -11,7 +11,7 @@ from rich.console import Console
 
 from magi_world.agents import load
 from magi_world.agents.evaluation import Row, evaluate_agents
-from magi_world.agents.files import settings_hash, world_hash
+from magi_world.agents.files import settings_hash, vae_hash, world_hash
 from magi_world.agents.linear_training import Args as LinearArgs
 from magi_world.agents.linear_training import train as train_linear
 from magi_world.agents.ppo import Args, train
@@ -75,6 +75,7 @@ def test_a_row_tells_what_it_is_of(tiny_world: World, dreamer: Path) -> None:
     assert (row["kind"], row["policy"], row["where"]) == ("ppo", "sampled", "dream")
     assert (row["seed"], row["steps"]) == (5, described["trained"]["steps"])
     assert row["world_hash"] == row["trained_world"] == world_hash(tiny_world)
+    assert row["vae_hash"] == vae_hash(tiny_world) != row["world_hash"]
     assert row["real_tics"] == 1_500
     assert row["played_tics"] == 0 and len(row["returns"]) == 3
     assert row["agent"] == str(dreamer)  # it does not lie below the current folder
@@ -97,7 +98,8 @@ def test_agents_of_the_real_game_cost_their_own_tics(tiny_world: World, tmp_path
     described = json.loads((tmp_path / "agent.json").read_text())
     assert row["label"] == "PPO in the real game"
     assert row["real_tics"] == described["trained"]["real_tics"] == 4 * 2 * (1 + 4)
-    assert row["world_hash"] == world_hash(tiny_world)  # it saw the game through this world
+    assert row["world_hash"] is None  # of the world it needs its VAE only, to see
+    assert row["vae_hash"] == vae_hash(tiny_world)
 
 
 def test_other_labels(tiny_world: World, tmp_path: Path) -> None:
@@ -116,7 +118,8 @@ def test_other_labels(tiny_world: World, tmp_path: Path) -> None:
 
 def test_blind_agents_in_the_real_game_are_of_no_world(tiny_world: World) -> None:
     row = played(tiny_world, "noop", "real")
-    assert row["world_hash"] is None and row["seed"] is None and row["real_tics"] == 0
+    assert row["world_hash"] is None and row["vae_hash"] is None
+    assert row["seed"] is None and row["real_tics"] == 0
     assert row["played_tics"] == sum(row["returns"]) + 3 * 4
     assert played(tiny_world, "noop")["world_hash"] == world_hash(tiny_world)
 
@@ -144,19 +147,24 @@ def a_row(**changes: Any) -> Row:
     row: Row = {
         "label": "PPO in the dream", "agent": "docs/results/agents/a", "kind": "ppo",
         "policy": "sampled", "where": "real", "seeds": "final", "first_seed": 10_000, "width": 10,
-        "world": "tiny", "world_hash": "w1", "trained_world": "w1", "args_hash": "a", "seed": 1,
-        "steps": 1_000, "generations": None, "real_tics": 5_000, "validation_tics": 0,
-        "played_tics": 700, "returns": [100.0, 200.0, 400.0],
+        "world": "tiny", "world_hash": None, "vae_hash": "v1", "trained_world": "w1",
+        "args_hash": "a", "seed": 1, "steps": 1_000, "generations": None, "real_tics": 5_000,
+        "validation_tics": 0, "played_tics": 700, "returns": [100.0, 200.0, 400.0],
     }  # fmt: skip
     return row | changes
 
 
 def blind(label: str, kind: str, **changes: Any) -> Row:
     row = a_row(
-        label=label, agent=kind, kind=kind, policy="blind", world_hash=None, trained_world=None,
+        label=label, agent=kind, kind=kind, policy="blind", vae_hash=None, trained_world=None,
         seed=None, steps=None, real_tics=0,
     )  # fmt: skip
     return row | changes
+
+
+def dreamed(world: str) -> Row:
+    """What a row of the dream has that others have not."""
+    return {"where": "dream", "world_hash": world, "vae_hash": "v1"}
 
 
 def test_rows_are_added_and_replaced(tmp_path: Path) -> None:
@@ -200,11 +208,11 @@ def some_rows() -> list[Row]:
         return drawn
 
     rows = [blind("no-op", "noop", returns=returns(150))]
-    rows.append(blind("no-op", "noop", where="dream", world_hash="w1", returns=returns(160)))
+    rows.append(blind("no-op", "noop", **dreamed("w1"), returns=returns(160)))
     rows.append(blind("best sweep", "sweep", args_hash="s", returns=returns(880)))
     for seed, mean in enumerate((900, 1000, 1100, 1200, 1900), start=1):
         rows.append(a_row(seed=seed, real_tics=5_000, returns=returns(mean)))
-        rows.append(a_row(seed=seed, where="dream", played_tics=0, returns=returns(mean + 300)))
+        rows.append(a_row(seed=seed, **dreamed("w1"), played_tics=0, returns=returns(mean + 300)))
         rows.append(a_row(seed=seed, seeds="validation", first_seed=20_000, played_tics=11))
     rows.append(a_row(label="PPO in the dream, frozen", kind="frozen:ppo", returns=returns(170)))
     return rows
@@ -247,17 +255,30 @@ def test_lines_of_the_table() -> None:
 def test_worlds_and_settings_are_not_mixed() -> None:
     lines = make_lines(
         [
-            a_row(), a_row(world_hash="w2", trained_world="w2", returns=[1.0]),
+            a_row(), a_row(vae_hash="v2", trained_world="w2", returns=[1.0]),
             a_row(args_hash="b", returns=[2.0]), a_row(policy="greedy", returns=[3.0]),
             blind("no-op", "noop"),
-            blind("no-op", "noop", where="dream", world_hash="w1", returns=[4.0]),
-            blind("no-op", "noop", where="dream", world_hash="w2", returns=[5.0]),
+            blind("no-op", "noop", **dreamed("w1"), returns=[4.0]),
+            blind("no-op", "noop", **dreamed("w2"), returns=[5.0]),
         ]
     )  # fmt: skip
     noops = [line for line in lines if line["label"] == "no-op"]
     assert [line["dream"]["mean"]["value"] for line in noops] == [4.0, 5.0]
     assert all(line["real"]["episodes"] == 3 for line in noops)
     assert len(lines) == 6
+
+
+def test_scores_in_the_game_stay_those_of_a_world_that_learned_more() -> None:
+    """What an agent sees the game through is the VAE: other parts of the world may learn on."""
+    old, new = a_row(**dreamed("w1"), returns=[1.0]), a_row(**dreamed("w2"), returns=[2.0])
+    lines = make_lines([a_row(), old, new])
+    assert [(line["world"], line["vae"]) for line in lines] == [("w1", "v1"), ("w2", "v1")]
+    assert [line["dream"]["mean"]["value"] for line in lines] == [1.0, 2.0]
+    assert all(line["real"]["episodes"] == 3 for line in lines)
+    (line,) = make_lines([a_row(), new])
+    assert line["dream"] and line["real"]
+    lines = make_lines([a_row(), new, a_row(vae_hash="v2", returns=[5.0])])
+    assert [(line["vae"], bool(line["dream"])) for line in lines] == [("v1", True), ("v2", False)]
 
 
 def test_table_for_people() -> None:
@@ -335,12 +356,14 @@ def test_what_is_not_the_same_is_told(tiny_world: World, dreamer: Path) -> None:
     row = played(tiny_world, str(dreamer))
     other_returns = row | {"returns": [tics + 50 for tics in row["returns"]]}
     other_world = row | {"world_hash": "another"}
+    other_eyes = played(tiny_world, str(dreamer), "real") | {"vae_hash": "another"}
     other_agent = row | {"args_hash": "another", "seed": 6}
     absent = row | {"agent": "moved/away"}
-    rows = [other_returns, other_world, other_agent, absent]
+    rows = [other_returns, other_world, other_agent, absent, other_eyes]
     found = replay(tiny_world, rows, None, show=False)
     assert found[0]["same"] == 0 and found[0]["high"] < 0
     assert found[1]["note"] == "recorded with another world" and "same" not in found[1]
     assert found[2]["note"] == "the agent is another one: args_hash, seed changed"
     assert found[3]["note"].startswith("cannot be played: no agent 'moved/away'")
+    assert found[4]["note"] == "recorded with another world"
     format_replayed(found)
