@@ -23,11 +23,12 @@ from magi_world.training.collect import Game
 from magi_world.world import World
 
 IDENTITY = (
-    "label", "kind", "policy", "where", "seeds", "first_seed", "world_hash", "vae_hash",
+    "label", "kind", "policy", "where", "seeds", "first_seed", "game", "world_hash", "vae_hash",
     "trained_world", "args_hash", "seed", "real_tics",
 )  # fmt: skip
 """what tells rows apart: of two rows that agree in all of it the later one stays"""
 
+_NEEDED = (*IDENTITY, "agent", "steps", "validation_tics", "played_tics", "width", "returns")
 _LABELS = {"noop": "no-op", "random": "uniform", "sticky": "sticky", "sweep": "best sweep"}
 _SAME = 1e-3  # tics by which the return of a replayed episode may differ and still be the same
 
@@ -54,9 +55,9 @@ def result_row(
 
     Returns:
         The row: `label`, `agent` (its name or folder), `kind`, `policy`, `where`, `seeds`,
-        `first_seed`, `width`, `world`, `world_hash` (of the world that it dreamed in, None in the
-        real game), `vae_hash` (of what it saw through, None where a blind agent played the real
-        game), `trained_world` (the hash of the world that it was trained in), `args_hash` and
+        `first_seed`, `width`, `world`, `game`, `world_hash` (of the world that it dreamed in, None
+        in the real game), `vae_hash` (of what it saw through, None where a blind agent played the
+        real game), `trained_world` (the hash of the world that it was trained in), `args_hash` and
         `seed` of its training, `steps`, `generations`, `real_tics` (that its training used, or that
         its world was made of), `validation_tics`, `played_tics` and `returns`.
     """
@@ -78,6 +79,7 @@ def result_row(
         "first_seed": played["first_seed"],
         "width": width,
         "world": world.name,
+        "game": world.card["game"],
         "world_hash": None if real else world_hash(world),
         "vae_hash": None if real and blind else vae_hash(world),
         "trained_world": about.get("world_hash"),
@@ -119,12 +121,14 @@ def read_rows(path: Path) -> list[Row]:
         rows = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise AgentError(f"{path} holds no results: {error}") from None
-    known = isinstance(rows, list) and all(
-        isinstance(row, dict) and {"label", "agent", "where", "returns"} <= row.keys()
-        for row in rows
-    )
-    if not known:
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise AgentError(f"{path} holds no results: it is no list of rows")
+    for row in rows:
+        if missing := [key for key in _NEEDED if key not in row]:
+            raise AgentError(
+                f"{path} holds no results as this version records them: a row lacks "
+                f"{', '.join(missing)}"
+            )
     return list(rows)
 
 

@@ -57,12 +57,12 @@ def make_bands(
     return lines
 
 
-def format_bands(lines: Sequence[Line]) -> Table:
-    """The lines as one table for people."""
+def format_bands(lines: Sequence[Line], seeds: str = "final") -> Table:
+    """The lines, made of rows on those seeds, as one table for people."""
     table = Table(
         box=box.SIMPLE,
         title="Of the episodes that reach a band of returns, those that end in it",
-        caption=f"on final seeds; empty where fewer than {FEWEST} episodes come so far",
+        caption=f"on {seeds} seeds; empty where fewer than {FEWEST} episodes come so far",
     )
     for name in ("agent", "policy", "where"):
         table.add_column(name, overflow="fold")

@@ -47,17 +47,12 @@ def make_lines(rows: Sequence[Row], seeds: str = "final") -> list[Line]:
     chosen = [row for row in rows if row["seeds"] == seeds]
     if not chosen:
         raise AgentError(f"none of the {len(rows)} recorded rows is on {seeds} seeds")
-    sweep = _best_sweep(chosen)
     groups = [(group, _by_training(group)) for group in _groups(chosen)]
-    trained = [
-        scores["real"]
-        for group, scores in groups
-        if scores["real"] and group[0]["policy"] != "blind"
-    ]
-    best = max(trained, key=_mean_of, default=None)
+    sweeps, bests = _best_sweeps(chosen), _best_seeing(groups)
     lines = []
     for group, scores in groups:
         first = group[0]
+        sweep, best = sweeps.get(first["game"]), bests.get(first["game"])
         trainings = {row["seed"]: row for row in group}.values()
         real = list(scores["real"].values())
         above = below = None
@@ -171,7 +166,7 @@ def plot_lines(lines: Sequence[Line], path: Path) -> None:
     """Draw the real return of each training over its dreamed one, with both intervals of a line.
 
     Raises:
-        AgentError: no line has both.
+        AgentError: no line has both, or a picture of a kind that Matplotlib does not draw.
         MissingPackage: Matplotlib is absent.
     """
     both = [line for line in lines if line["dream"] and line["real"]]
@@ -183,7 +178,9 @@ def plot_lines(lines: Sequence[Line], path: Path) -> None:
     except ImportError as error:
         raise missing_package("matplotlib", "eval", "the plot") from error
     figure = Figure(figsize=(7.0, 7.5), layout="constrained")
-    FigureCanvasAgg(figure)
+    kinds = FigureCanvasAgg(figure).get_supported_filetypes()
+    if path.suffix[1:] not in kinds:
+        raise AgentError(f"{path} is no picture that can be drawn: end it in .png, .pdf or .svg")
     axes = figure.add_subplot()
     colours = [f"C{index}" for index in range(10)]
     markers = "os^DvPX*"
@@ -222,11 +219,11 @@ def _groups(rows: Sequence[Row]) -> list[list[Row]]:
     """Rows of one line together.
 
     What was played in the real game belongs to the lines of all worlds of that VAE, and what no
-    world has a part in to every world's.
+    world has a part in to those of every world of the game.
     """
     shared: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
-        key = tuple(row[name] for name in ("label", "policy", "kind", "args_hash"))
+        key = tuple(row[name] for name in ("label", "policy", "kind", "args_hash", "game"))
         shared.setdefault(key, []).append(row)
     groups = []
     for alike in shared.values():
@@ -266,19 +263,37 @@ def _mean_of(by_seed: Mapping[Any, Returns]) -> float:
     return estimate(list(by_seed.values())).value
 
 
-def _best_sweep(rows: Sequence[Row]) -> Returns | None:
-    sweeps = [row["returns"] for row in rows if row["kind"] == "sweep" and row["where"] == "real"]
-    return max(sweeps, key=lambda returns: sum(returns) / len(returns), default=None)
+def _best_sweeps(rows: Sequence[Row]) -> dict[str, Returns]:
+    """Returns of the best sweep in each real game."""
+    best: dict[str, Returns] = {}
+    for row in rows:
+        if row["kind"] == "sweep" and row["where"] == "real":
+            known = best.setdefault(row["game"], row["returns"])
+            best[row["game"]] = max(known, row["returns"], key=lambda one: sum(one) / len(one))
+    return best
+
+
+def _best_seeing(
+    groups: Sequence[tuple[Sequence[Row], Mapping[str, dict[Any, Returns]]]],
+) -> dict[str, dict[Any, Returns]]:
+    """Returns by seed of the line with the highest mean in each real game, blind ones left out."""
+    best: dict[str, dict[Any, Returns]] = {}
+    for group, scores in groups:
+        if scores["real"] and group[0]["policy"] != "blind":
+            known = best.setdefault(group[0]["game"], scores["real"])
+            if _mean_of(scores["real"]) > _mean_of(known):
+                best[group[0]["game"]] = scores["real"]
+    return best
 
 
 def _validation_tics(group: Sequence[Row], rows: Sequence[Row]) -> int:
     """Tics that choosing cost: what the rows declare, and rows of the label on validation seeds."""
     declared = max(int(row["validation_tics"]) for row in group)
-    label = group[0]["label"]
+    label, game = group[0]["label"], group[0]["game"]
     return declared + sum(
         int(row["played_tics"])
         for row in rows
-        if row["seeds"] == "validation" and row["label"] == label
+        if row["seeds"] == "validation" and row["label"] == label and row["game"] == game
     )
 
 

@@ -23,6 +23,9 @@ class Seeds(StrEnum):
     VALIDATION = "validation"
 
 
+_RESULTS = Path("docs/results")
+
+
 def evaluate_agent(
     world: Annotated[
         str, typer.Option(help="A world's name, or a folder with one.")
@@ -74,7 +77,7 @@ def evaluate_agent(
     ] = False,
     results: Annotated[
         Path, typer.Option(help="With --table: folder with files of recorded rows.")
-    ] = Path("docs/results"),
+    ] = _RESULTS,
     plot: Annotated[
         Path | None,
         typer.Option(help="With --table: picture to draw, real over dreamed return."),
@@ -115,14 +118,23 @@ def evaluate_agent(
     if markdown and as_json:
         raise typer.BadParameter("excludes --json", param_hint="'--markdown'")
     if table:
+        playing = {
+            "record": record is not None, "label": label is not None, "greedy": greedy is not None
+        }  # fmt: skip
+        for name, is_given in playing.items():
+            if is_given:
+                raise typer.BadParameter("goes without --table", param_hint=f"'--{name}'")
         _table(
             results, world, game, where, seeds, plot, bands,
             rerun=rerun, card=update_card, markdown=markdown, as_json=as_json,
             device=device, dtype=dtype,
         )  # fmt: skip
         return
+    if record is None and (label is not None or validation_tics):
+        name = "label" if label is not None else "validation-tics"
+        raise typer.BadParameter("goes with --record", param_hint=f"'--{name}'")
     only = {"rerun": rerun, "plot": plot, "bands": bands, "markdown": markdown,
-            "update-card": update_card}  # fmt: skip
+            "update-card": update_card, "results": results != _RESULTS}  # fmt: skip
     for name, given in only.items():
         if given is not None and given is not False:  # 0 was given, too
             raise typer.BadParameter("goes with --table only", param_hint=f"'--{name}'")
@@ -185,13 +197,14 @@ def _table(
         say(f"plot: {plot}")
     if loaded is not None and card:
         if seeds is Seeds.FINAL:
-            hashes = {"world": world_hash(loaded), "vae": vae_hash(loaded)}
+            hashes = {"world_hash": world_hash(loaded), "vae_hash": vae_hash(loaded)}
             own = [
-                line
-                for line in lines
-                if all(line[part] in (None, known) for part, known in hashes.items())
+                row
+                for row in rows
+                if row["game"] == loaded.card["game"]
+                and all(row[name] in (None, known) for name, known in hashes.items())
             ]
-            update_card(loaded, {"agents": own})
+            update_card(loaded, {"agents": make_lines(own, seeds.value)})
         else:  # settings compared, among them other trainings of the world
             compared = loaded.card.get("compared", {})
             update_card(loaded, {"compared": {**compared, folder.resolve().name: lines}})
@@ -208,7 +221,7 @@ def _table(
         return
     tables = [format_lines(lines, seeds.value)]
     if banded:
-        tables.append(format_bands(banded))
+        tables.append(format_bands(banded, seeds.value))
     if replayed is not None:
         tables.append(format_replayed(replayed))
     for index, one in enumerate(tables):

@@ -9,7 +9,7 @@ import typer
 from magi_world.cli.evaluate_agent import Seeds
 from magi_world.cli.output import emit_json, say
 from magi_world.cli.worlds import AsJson, Device, DType
-from magi_world.disk import write_text
+from magi_world.disk import check_folder, write_text
 from magi_world.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -66,6 +66,10 @@ def evaluate_selfplay(
     def read(name: str) -> "Agent":
         return agents.load(name, world=loaded, greedy=greedy)
 
+    if out is not None:
+        check_folder(out.parent)
+        if out.is_dir():
+            raise ConfigError(f"{out} is a folder: name a file")
     names = opponent or ["random", *_ages(agent), BUILT_IN]
     read(agent)  # what cannot be read is said before the first game
     makers: dict[str, Callable[[], Any]] = {}
@@ -89,6 +93,7 @@ def evaluate_selfplay(
             row = match(make_game, loaded, lambda: (read(agent), read(name)), **common)  # noqa: B023
         rows.append({"agent": agent, "opponent": name, "seeds": seeds.value, **row})
         if out is not None:
+            out.parent.mkdir(parents=True, exist_ok=True)
             write_text(out, json.dumps(rows, indent=1) + "\n")
     if as_json:
         emit_json(rows)

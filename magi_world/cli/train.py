@@ -61,8 +61,9 @@ def collect(
     make_game = game_maker(game)
     played = make_game()
     player: Any = None
-    if agent is None and agent_share != 1.0:
-        raise typer.BadParameter("goes with --agent", param_hint="'--agent-share'")
+    for option, given in (("agent-share", agent_share != 1.0), ("world", world is not None)):
+        if given and agent is None:
+            raise typer.BadParameter("goes with --agent", param_hint=f"'--{option}'")
     if agent is not None:
         from magi_world import agents
         from magi_world.envs.games import check_fits
@@ -140,7 +141,8 @@ def train_world(
 ) -> None:
     """Train a world on data of a real game: VAE, then video model, then outcome heads.
 
-    It can be stopped at any time; --resume goes on bit for bit where it was.
+    It can be stopped at any time; --resume goes on bit for bit where it was, with the
+    recipe and --set as they are given, and says what of them has changed.
 
     Example: magi-world train-world recipe.toml --data data --out run --set dit.steps=500
     """
@@ -195,13 +197,12 @@ def train_words(
 
     Example: magi-world train-words recipe.toml --world run/world --out worded
     """
-    from magi_world.training.recipe import load_recipe
+    from magi_world.cli.settings import parse_settings
+    from magi_world.training.recipe import WordsSettings, load_recipe
     from magi_world.training.words import train_words as train
 
-    words = [f"words.{word}" for word in setting or []]
-    learned = train(
-        load_recipe(recipe, **stage_settings(words, ["words"])), world, out, resume=resume
-    )
+    words = {"words": parse_settings(setting or [], WordsSettings)} if setting else {}
+    learned = train(load_recipe(recipe, **words), world, out, resume=resume)
     training = learned.card["training"]
     kept = ("words_steps", "words_minutes", "wordings", "wording_error")
     summary = {"world": str(learned.folder), "name": learned.name}

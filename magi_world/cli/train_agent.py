@@ -31,6 +31,9 @@ class Kind(StrEnum):
     LINEAR = "linear"
 
 
+_CLIPS, _SOON = 4000, 8
+
+
 def train_agent(
     world: World = "doom-take-cover",
     *,
@@ -113,7 +116,7 @@ def train_agent(
     ] = None,
     clips: Annotated[
         int, typer.Option(min=1, help="Clips for --starts-from; some 0.5 MB of memory each.")
-    ] = 4000,
+    ] = _CLIPS,
     eventful: Annotated[
         float,
         typer.Option(
@@ -124,7 +127,7 @@ def train_agent(
     ] = 0.0,
     soon: Annotated[
         int, typer.Option(min=1, help="Chunks within which it happens, for --eventful.")
-    ] = 8,
+    ] = _SOON,
     record: Annotated[
         Path | None,
         typer.Option(
@@ -166,6 +169,10 @@ def train_agent(
         raise typer.BadParameter("goes with --kind linear", param_hint="'--generations'")
     if eventful and (starts_from is None or kind is Kind.FITTED_Q):
         raise typer.BadParameter("goes with clips of --starts-from", param_hint="'--eventful'")
+    if soon != _SOON and not eventful:
+        raise typer.BadParameter("goes with --eventful", param_hint="'--soon'")
+    if clips != _CLIPS and (starts_from is None or kind is Kind.FITTED_Q):
+        raise typer.BadParameter("goes with clips of --starts-from", param_hint="'--clips'")
     if data and (kind is not Kind.FITTED_Q or starts_from is not None):
         raise typer.BadParameter(
             "goes with --kind fitted-q, without --starts-from", param_hint="'--data'"

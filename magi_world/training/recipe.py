@@ -81,7 +81,7 @@ class OutcomeSettings(StageSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class WordsSettings(StageSettings):
-    """More wordings for a trained world, `training/words.py`; ``batch_size`` counts clips."""
+    """More wordings for a trained world, `training/words_stage.py`; ``batch_size`` counts clips."""
 
     wordings: int = 12
     """of each prompt in a batch, itself among them"""

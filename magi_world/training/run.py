@@ -91,7 +91,11 @@ def train_world(
         _copy_weights(_blank(recipe), first, kept_parts - {"outcome"})
     store = prepare(recipe, data, out, stages, console)
     begun = {"recipe": recipe.path.stem, "init": None if init is None else str(init)}
-    write_text(out / _BEGUN, json.dumps(begun | {"parts": sorted(kept_parts)}))
+    settings = {stage: asdict(getattr(recipe, stage)) for stage in STAGES}
+    _tell_changes(out, settings, console)
+    write_text(
+        out / _BEGUN, json.dumps(begun | {"parts": sorted(kept_parts), "settings": settings})
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.vae.seed)
         world = World(_card(recipe, store))
@@ -115,7 +119,7 @@ def train_world(
                 mirrored_path(store).unlink(missing_ok=True)
         run.run()
         world.card["training"][f"{stage.name}_minutes"] = round(run.seconds / 60, 1)
-        world.card["training"][f"{stage.name}_steps"] = settings.steps
+        world.card["training"][f"{stage.name}_steps"] = run.step
 
     vae = recipe.vae
     weights = (vae.motion_weight, vae.unusual_weight, vae.rare_weight)
@@ -177,6 +181,22 @@ def _begun(
         if old != new:
             raise RecipeError(f"the run in {out} was begun with {name} {old}, not {new}")
     return was[1], was[2] if was[1] is not None else None
+
+
+def _tell_changes(out: Path, settings: dict[str, dict[str, Any]], console: Console) -> None:
+    """Say which settings are not those that the run in the folder was last trained with."""
+    note = out / _BEGUN
+    if not any(out.glob("*.checkpoint.safetensors")) or not note.exists():
+        return
+    before = json.loads(note.read_text()).get("settings", {})
+    changes = [
+        f"{stage}.{name} {before[stage][name]} is {value} now"
+        for stage, values in settings.items()
+        for name, value in values.items()
+        if name in before.get(stage, {}) and before[stage][name] != value
+    ]
+    if changes:
+        console.print(f"resumed with other settings: {', '.join(changes)}", soft_wrap=True)
 
 
 def _kept_parts(init: str | Path | None, parts: Sequence[str] | None) -> set[str]:

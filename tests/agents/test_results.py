@@ -147,7 +147,8 @@ def a_row(**changes: Any) -> Row:
     row: Row = {
         "label": "PPO in the dream", "agent": "docs/results/agents/a", "kind": "ppo",
         "policy": "sampled", "where": "real", "seeds": "final", "first_seed": 10_000, "width": 10,
-        "world": "tiny", "world_hash": None, "vae_hash": "v1", "trained_world": "w1",
+        "world": "tiny", "game": "Toy", "world_hash": None, "vae_hash": "v1",
+        "trained_world": "w1",
         "args_hash": "a", "seed": 1, "steps": 1_000, "generations": None, "real_tics": 5_000,
         "validation_tics": 0, "played_tics": 700, "returns": [100.0, 200.0, 400.0],
     }  # fmt: skip
@@ -190,6 +191,13 @@ def test_other_files_are_named(text: str, tmp_path: Path) -> None:
     with pytest.raises(AgentError, match="a.json holds no results"):
         record(tmp_path / "a.json", a_row())
     assert (tmp_path / "a.json").read_text() == text
+
+
+def test_rows_of_an_earlier_version_say_what_they_lack(tmp_path: Path) -> None:
+    row = {key: value for key, value in a_row().items() if key not in ("vae_hash", "game")}
+    (tmp_path / "a.json").write_text(json.dumps([row]))
+    with pytest.raises(AgentError, match="a row lacks game, vae_hash"):
+        read_results(tmp_path)
 
 
 def test_a_folder_without_results_is_named(tmp_path: Path) -> None:
@@ -281,6 +289,31 @@ def test_scores_in_the_game_stay_those_of_a_world_that_learned_more() -> None:
     assert [(line["vae"], bool(line["dream"])) for line in lines] == [("v1", True), ("v2", False)]
 
 
+def test_games_are_not_mixed(tmp_path: Path) -> None:
+    """What a blind player does in one game says nothing of another game, nor does its sweep."""
+    rows = [
+        blind("no-op", "noop", returns=[100.0]),
+        blind("no-op", "noop", **dreamed("w1"), returns=[110.0]),
+        blind("best sweep", "sweep", args_hash="s", returns=[300.0]),
+        a_row(returns=[350.0]),
+        blind("no-op", "noop", game="Other", returns=[3.0]),
+        blind("no-op", "noop", game="Other", where="dream", world_hash="x", vae_hash="y",
+              returns=[4.0]),
+        blind("best sweep", "sweep", args_hash="s", game="Other", returns=[5.0]),
+        a_row(game="Other", vae_hash="y", returns=[2.0]),
+    ]  # fmt: skip
+    noops = [line for line in make_lines(rows) if line["label"] == "no-op"]
+    means = [(line["dream"]["mean"]["value"], line["real"]["mean"]["value"]) for line in noops]
+    assert means == [(110.0, 100.0), (4.0, 3.0)]
+    assert [line["above_sweep"]["value"] for line in noops] == [-200.0, -2.0]
+    trained = [line for line in make_lines(rows) if line["label"] == "PPO in the dream"]
+    assert [line["above_sweep"]["value"] for line in trained] == [50.0, -3.0]
+    assert [line["below_best"] for line in trained] == [None, None]
+    for row in rows:
+        record(tmp_path / "both.json", row)
+    assert len(read_rows(tmp_path / "both.json")) == len(rows)
+
+
 def test_table_for_people() -> None:
     console = Console(width=200)
     with console.capture() as captured:
@@ -325,6 +358,8 @@ def test_settings_compared_on_validation_seeds() -> None:
 def test_plot_of_real_over_dreamed_return(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lines = make_lines(some_rows())
     plot_lines(lines, tmp_path / "pictures" / "plot.png")
+    with pytest.raises(AgentError, match=r"plot.foo is no picture"):
+        plot_lines(lines, tmp_path / "plot.foo")
     assert (tmp_path / "pictures" / "plot.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(AgentError, match="nothing to plot"):
         plot_lines(make_lines([a_row()]), tmp_path / "none.png")

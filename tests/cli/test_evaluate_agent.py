@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 
 from magi_world.agents.results import read_rows
+from magi_world.models.text import TextEncoder
+from magi_world.world import load
 from tests.cli.conftest import Run
 from tests.evaluation.fake_game import FakeGame
 
@@ -89,6 +91,21 @@ def test_rows_are_recorded_and_the_table_is_printed_of_them(
     card = json.loads(Path("world/world.json").read_text())
     assert (card["agents"], card["compared"]) == (lines, {"results": compared})
 
+    # a world that learned on keeps what its agents did in the game, not what they dreamed
+    again = load("world")
+    assert isinstance(again.text, TextEncoder)
+    again.text.final_norm.weight.data += 1
+    again.save("taught")
+    assert run("evaluate-agent", "--table", "--world", "taught", "--update-card").code == 0
+    kept = json.loads(Path("taught/world.json").read_text())["agents"]
+    real = [line for line in lines if line["real"]]
+    assert [(line["label"], line["real"]["mean"]) for line in kept] == [
+        (line["label"], line["real"]["mean"]) for line in real
+    ]
+    assert all(line["dream"] is None for line in kept)
+    printed = run("evaluate-agent", "--table", "--seeds", "validation", "--bands", 2)
+    assert "on validation seeds; empty" in printed.out and "final" not in printed.out
+
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
@@ -98,6 +115,13 @@ def test_rows_are_recorded_and_the_table_is_printed_of_them(
         (["evaluate-agent", "--bands", "0"], "'--bands'"),
         (["evaluate-agent", "--markdown"], "'--markdown'"),
         (["evaluate-agent", "--table", "--markdown", "--json"], "excludes --json"),
+        (["evaluate-agent", "--table", "--record", "a.json"], "'--record'"),
+        (["evaluate-agent", "--label", "mine"], "'--label'"),
+        (["evaluate-agent", "--validation-tics", "5"], "'--validation-tics'"),
+        (["evaluate-agent", "--results", "elsewhere"], "'--results'"),
+        (["train-agent", "--out", "a", "--clips", "5"], "'--clips'"),
+        (["train-agent", "--out", "a", "--soon", "5"], "'--soon'"),
+        (["collect", "--out", "a", "--world", "doom-take-cover"], "'--world'"),
         (["evaluate-agent", "--update-card"], "'--update-card'"),
         (["evaluate-agent", "--table"], "no results in docs/results"),
         (["evaluate-agent", "--batch", "0"], "--batch"),

@@ -32,8 +32,14 @@ def test_an_agent_learns_by_self_play_and_plays_real_games(
     assert main([*words, *settings]) == 0
     capsys.readouterr()
     words = ["evaluate-selfplay", "--world", duel, "--agent", out, "--games", "2", "--json"]
-    assert main([*words, "--opponent", "random", "--opponent", "built-in", "--sampled"]) == 0
+    words += ["--opponent", "random", "--opponent", "built-in", "--sampled"]
+    (tmp_path / "taken").write_text("")
+    for place in (tmp_path, tmp_path / "taken" / "rows.json"):
+        assert main([*words, "--out", str(place)]) == 2
+        assert "folder" in capsys.readouterr().err
+    assert main([*words, "--out", str(tmp_path / "new" / "rows.json")]) == 0
     rows = json.loads(capsys.readouterr().out)
+    assert json.loads((tmp_path / "new" / "rows.json").read_text()) == rows
     assert [row["opponent"] for row in rows] == ["random", "built-in"]
     assert all(row["n"] == 2 and -21 <= row["low"] <= row["mean"] for row in rows)
     assert set(rows[0]["sides"]) == {"first_0", "second_0"} and set(rows[1]["sides"]) == {"first_0"}

@@ -1,14 +1,17 @@
 """Settings of a whole training: a compiler that is missing, a decoder alone, several workers."""
 
+import io
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 
 from magi_world.errors import RecipeError
 from magi_world.training import run
 from magi_world.training.recipe import Recipe
+from magi_world.training.run import train_world
 from tests.training.toy import same_world, tensors_of, train
 
 
@@ -48,3 +51,16 @@ def test_two_workers_share_a_batch_and_resume_bit_by_bit(
     train(first, data, tmp_path / "parts", stages=["vae", "dit"])
     train(longer, data, tmp_path / "parts", resume=True, stages=["vae", "dit"])
     assert same_world(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_resuming_with_other_settings_is_told(recipe: Recipe, data: Path, tmp_path: Path) -> None:
+    begun = replace(recipe, vae=replace(recipe.vae, steps=2))
+    train(begun, data, tmp_path, stages=["vae"])
+    quiet, told = (Console(file=io.StringIO(), width=400) for _ in range(2))
+    train_world(begun, [], tmp_path, stages=["vae"], resume=True, console=quiet)
+    assert "other settings" not in quiet.file.getvalue()  # type: ignore[attr-defined]
+    faster = replace(begun, vae=replace(begun.vae, steps=1, learning_rate=0.5))
+    world = train_world(faster, [], tmp_path, stages=["vae"], resume=True, console=told)
+    words = told.file.getvalue()  # type: ignore[attr-defined]
+    assert "vae.steps 2 is 1 now" in words and "vae.learning_rate 0.001 is 0.5 now" in words
+    assert world.card["training"]["vae_steps"] == 2  # those that were done

@@ -1,6 +1,7 @@
 """More wordings for a trained world: what patterns stand for, what is learned, what stays."""
 
 import io
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,8 @@ from rich.console import Console
 from magi_world.errors import ConfigError, RecipeError
 from magi_world.players import chunk_prompts
 from magi_world.training.recipe import Recipe, WordsSettings, load_recipe
-from magi_world.training.words import MEASURED, WordsStage, expand, train_words
+from magi_world.training.words import MEASURED, expand, train_words
+from magi_world.training.words_stage import WordsStage
 from magi_world.world import World, load
 from tests.training.toy import RECIPE, tensors_of
 
@@ -63,6 +65,7 @@ def test_patterns_stand_for_wordings_each_once(tmp_path: Path) -> None:
         ("{go,move} left{,!}", "{left,right}", "'right' stands for 'left' and again"),
         ("{go,move} left{,!}", "left{wards,}", "'leftwards' stands for 'left, held out'"),
         ("{go,move} left{,!}", "left{\\u0007,}", "printable"),
+        ('"{go,move} left{,!}"', "5", "5 is no text"),
         ('"left" = ["{go,move} left{,!}"]', '"up" = ["upwards"]', "none of the prompts"),
         ("wordings = 2", "wordings = 0", "wordings 0"),
         ("wordings = 2", "words = 2", r"unknown \['words'\]"),
@@ -122,6 +125,13 @@ def test_only_the_text_encoder_learns(stage: WordsStage) -> None:
     optimizer.step()
     assert all(torch.equal(before[k], v) for k, v in stage.teacher.state_dict().items())
     assert any(not torch.equal(before[k], v) for k, v in stage.module.state_dict().items())
+
+
+def test_prompts_without_wordings_do_not_count(stage: WordsStage) -> None:
+    some = stage.error({"left": ["go left"]})
+    assert some == stage.error({"left": ["go left"], "rest": []})
+    alone = stage.error({"left": ["go left"], "rest": ["rest"], "right": ["right"]})
+    assert 1.5 * alone < some  # two of three prompts have no error
 
 
 def test_every_chunk_is_told_a_wording_of_its_own_prompt(stage: WordsStage) -> None:
@@ -184,13 +194,21 @@ def test_a_run_changes_the_text_encoder_alone_and_tells_the_errors(
 def test_a_run_that_was_stopped_goes_on_bit_for_bit(trained: Path, tmp_path: Path) -> None:
     recipe = words_recipe(tmp_path)
     assert recipe.words is not None
-    teach(recipe, trained / "world", tmp_path / "whole")
     half = replace(recipe, words=replace(recipe.words, steps=2, cooldown=0.0))
     whole = replace(recipe, words=replace(recipe.words, cooldown=0.0))
     teach(whole, trained / "world", tmp_path / "once")
     teach(half, trained / "world", tmp_path / "twice")
     with pytest.raises(RecipeError, match="holds a run already"):
         teach(whole, trained / "world", tmp_path / "twice")
+    with pytest.raises(RecipeError, match="other world$"):
+        teach(whole, tmp_path / "once" / "world", tmp_path / "twice", resume=True)
+    other = replace(whole, patterns={"left": ["leave"]})
+    with pytest.raises(RecipeError, match="other wordings$"):
+        teach(other, trained / "world", tmp_path / "twice", resume=True)
+    assert whole.words is not None
+    faster = replace(whole, words=replace(whole.words, learning_rate=1.0))
+    with pytest.raises(RecipeError, match="other settings$"):
+        teach(faster, trained / "world", tmp_path / "twice", resume=True)
     teach(whole, trained / "world", tmp_path / "twice", resume=True)
     one, two = (tensors_of(tmp_path / name / "world") for name in ("once", "twice"))
     assert all(torch.equal(one[name], two[name]) for name in one)
@@ -203,6 +221,20 @@ def test_learning_brings_wordings_to_their_prompts(trained: Path, tmp_path: Path
     world = teach(replace(recipe, words=longer), trained / "world", tmp_path / "out")
     error = world.card["training"]["wording_error"]["learned"]
     assert error["now"] < 0.5 * error["before"], error
+
+
+def test_neither_the_world_itself_nor_another_training_is_written_over(
+    trained: Path, tmp_path: Path
+) -> None:
+    recipe = words_recipe(tmp_path)
+    before = (trained / "world" / "world.json").read_bytes()
+    shutil.copytree(trained / "world", tmp_path / "copy")
+    for resume in (False, True):
+        with pytest.raises(RecipeError, match="holds the world that is to learn"):
+            teach(recipe, trained / "world", trained, resume=resume)
+        with pytest.raises(RecipeError, match="training of another kind"):
+            teach(recipe, tmp_path / "copy", trained, resume=resume)
+    assert (trained / "world" / "world.json").read_bytes() == before
 
 
 def test_a_recipe_of_other_prompts_is_refused(trained: Path, tmp_path: Path) -> None:
