@@ -65,7 +65,7 @@ def test_patterns_stand_for_wordings_each_once(tmp_path: Path) -> None:
         ("{go,move} left{,!}", "{left,right}", "'right' stands for 'left' and again"),
         ("{go,move} left{,!}", "left{wards,}", "'leftwards' stands for 'left, held out'"),
         ("{go,move} left{,!}", "left{\\u0007,}", "printable"),
-        ('"{go,move} left{,!}"', "5", "5 is no text"),
+        ('"{go,move} left{,!}"', "5", "5 for 'left' is no text"),
         ('"left" = ["{go,move} left{,!}"]', '"up" = ["upwards"]', "none of the prompts"),
         ("wordings = 2", "wordings = 0", "wordings 0"),
         ("wordings = 2", "words = 2", r"unknown \['words'\]"),
