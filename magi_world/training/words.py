@@ -83,8 +83,9 @@ def train_words(
 
     Returns:
         The world with its new text encoder, also saved in `out/world`, and an agent in its folder
-        with it. Its card tells under `training` the errors (see this module) of the wordings that
-        it learned, and of those held out, now and before; what the card had measured is left out.
+        with it. Its card tells under `training` the errors (see `training/words_stage.py`) of the
+        prompts themselves, of all wordings that it learned, and of those held out, before and now;
+        what the card had measured is left out.
 
     Raises:
         RecipeError: no wordings, wordings that cannot be used, prompts that are not the world's,
@@ -107,7 +108,9 @@ def train_words(
         )
     stage = WordsStage(first, recipe.words, wordings)
     _begin(first, recipe, wordings, out, resume)
-    judged: dict[str, Mapping[str, Sequence[str]]] = {"learned": wordings}
+    judged: dict[str, Mapping[str, Sequence[str]]] = {
+        "prompts": {prompt: [prompt] for prompt in wordings}, "learned": wordings
+    }  # fmt: skip
     held_out = recipe.card.get("held_out_paraphrases", {})
     if any(held_out.values()):
         judged["held_out"] = held_out

@@ -185,7 +185,8 @@ def test_a_run_changes_the_text_encoder_alone_and_tells_the_errors(
     assert changed and all(name.startswith("text.safetensors") for name in changed)
     assert not set(MEASURED) & set(world.card)
     told = world.card["training"]["wording_error"]
-    assert set(told) == {"learned", "held_out"} and set(told["learned"]) == {"before", "now"}
+    assert set(told) == {"prompts", "learned", "held_out"}
+    assert set(told["learned"]) == {"before", "now"} and told["prompts"]["before"] == 0
     assert world.card["training"]["wordings"] == {"rest": 6, "left": 6, "right": 1}
     assert world.card["held_out_paraphrases"] == {"left": ["leftwards"]}
     assert (tmp_path / "out" / "world" / "agent" / "agent.json").is_file()
