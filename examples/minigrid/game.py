@@ -13,6 +13,7 @@ class EmptyRoom(GymnasiumGame):
     name = "minigrid-empty-room"
     actions = {"wait": 6, "turn left": 0, "turn right": 1, "go forward": 2}
     action_weights = {"wait": 0.5, "turn left": 2.0, "turn right": 2.0, "go forward": 4.0}
+    size = (48, 48)  # a square of the room is eight pixels: one place of the latents
     fps = 8
     steps_per_chunk = 1
 
