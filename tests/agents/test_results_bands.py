@@ -7,7 +7,7 @@ from rich.console import Console
 
 from magi_world.agents.results_bands import FEWEST, format_bands, make_bands
 from magi_world.errors import AgentError
-from tests.agents.test_results import a_row, blind
+from tests.agents.result_rows import a_row, blind
 
 
 def test_of_those_who_come_so_far() -> None:

@@ -1,24 +1,11 @@
 """A game without an engine: a wall that moves with the action, and a fixed end for every seed."""
 
-from dataclasses import dataclass
-
 import numpy as np
-import numpy.typing as npt
+
+from magi_world.envs import GameChunk
 
 WALL = np.random.default_rng(0).integers(0, 256, (64, 16, 3), np.uint8).repeat(8, axis=1)
 SHIFTS = (0, -1, 1)
-
-
-@dataclass(frozen=True)
-class FakeChunk:
-    """What the game gives for a chunk."""
-
-    frames: npt.NDArray[np.uint8]
-    valid_frames: int
-    reward: float
-    terminated: bool
-    truncated: bool
-    health: float
 
 
 class FakeGame:
@@ -30,12 +17,12 @@ class FakeGame:
     frame_shape = (64, 64, 3)
     fps = 35
 
-    def reset(self, seed: int) -> FakeChunk:
+    def reset(self, seed: int) -> GameChunk:
         """Start the episode of a seed."""
         self._place, self._count, self._seed = seed % 64, 0, seed
         return self._chunk(0, 4, over=False)
 
-    def step(self, action: int) -> FakeChunk:
+    def step(self, action: int) -> GameChunk:
         """Play one chunk."""
         self._count += 1
         over = self._count == 28 + self._seed % 3
@@ -45,11 +32,11 @@ class FakeGame:
     def close(self) -> None:
         """Nothing to end."""
 
-    def _chunk(self, action: int, valid: int, *, over: bool) -> FakeChunk:
+    def _chunk(self, action: int, valid: int, *, over: bool) -> GameChunk:
         frames = np.empty((4, 64, 64, 3), np.uint8)
         for frame in range(4):
             if frame < valid:
                 self._place += SHIFTS[action]
             frames[frame] = np.roll(WALL, self._place, axis=1)[:, :64]
         health = 0.0 if valid < 4 else 100.0 - 30 * (self._count >= 10)
-        return FakeChunk(frames, valid, float(valid), valid < 4, over and valid == 4, health)
+        return GameChunk(frames, valid, float(valid), valid < 4, over and valid == 4, health)

@@ -3,7 +3,7 @@ import json
 import os
 import shutil
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +14,13 @@ import numpy.typing as npt
 import pytest
 from rich.console import Console
 
+from magi_world.envs import GameChunk
 from magi_world.errors import DatasetError, MissingPackage
 from magi_world.training import recording
 from magi_world.training.collect import FIRST_SEED, Behaviour, Collected, collect, is_held_out
 from magi_world.training.recording import disk_needed
 
 NAME = "toy-game/first-v0"
-
-
-@dataclass(frozen=True)
-class Chunk:
-    frames: npt.NDArray[np.uint8]
-    valid_frames: int
-    reward: float
-    terminated: bool
-    truncated: bool
-    health: float
 
 
 class Game:
@@ -46,11 +37,11 @@ class Game:
         self.closed = False
         Game.made.append(self)
 
-    def reset(self, seed: int) -> Chunk:
+    def reset(self, seed: int) -> GameChunk:
         self.seed, self.count = seed, 0
         return self._chunk(0, 4, False, False)
 
-    def step(self, action: int) -> Chunk:
+    def step(self, action: int) -> GameChunk:
         self.count += 1
         over = self.count == 3 + self.seed % 3
         dies = over and self.seed % 2 == 0
@@ -59,11 +50,11 @@ class Game:
     def close(self) -> None:
         self.closed = True
 
-    def _chunk(self, action: int, valid: int, terminated: bool, truncated: bool) -> Chunk:
+    def _chunk(self, action: int, valid: int, terminated: bool, truncated: bool) -> GameChunk:
         frames = np.zeros((4, 8, 8, 3), np.uint8)
         frames[...] = [self.seed % 256, self.count, action]
         health = 0.0 if terminated else 100.0 - self.count
-        return Chunk(frames, valid, float(valid), terminated, truncated, health)
+        return GameChunk(frames, valid, float(valid), terminated, truncated, health)
 
 
 class Always:
@@ -230,17 +221,17 @@ def test_the_estimate_of_disk_is_enough(tmp_path: Path) -> None:
     class Large(Game):
         frame_shape = (64, 64, 3)
 
-        def _chunk(self, action: int, valid: int, terminated: bool, truncated: bool) -> Chunk:
+        def _chunk(self, action: int, valid: int, terminated: bool, truncated: bool) -> GameChunk:
             chunk = super()._chunk(action, valid, terminated, truncated)
             frames = np.tile(chunk.frames, (1, 8, 8, 1))
-            return Chunk(frames, valid, chunk.reward, terminated, truncated, chunk.health)
+            return GameChunk(frames, valid, chunk.reward, terminated, truncated, chunk.health)
 
-        def step(self, action: int) -> Chunk:
+        def step(self, action: int) -> GameChunk:
             self.seed = self.seed * 60 + 100  # some episodes of a hundred chunks
             self.count += 1
             return self._chunk(action, 4, self.count == 100, False)
 
-        def reset(self, seed: int) -> Chunk:
+        def reset(self, seed: int) -> GameChunk:
             self.seed, self.count = seed % 7, 0
             return self._chunk(0, 4, False, False)
 
@@ -278,7 +269,7 @@ def test_wrong_arguments_are_named(tmp_path: Path, keywords: dict[str, Any], wor
 
 def test_a_game_that_ends_at_once_is_refused(tmp_path: Path) -> None:
     class Short(Game):
-        def reset(self, seed: int) -> Chunk:
+        def reset(self, seed: int) -> GameChunk:
             super().reset(seed)
             return self._chunk(0, 1, True, False)
 
@@ -304,7 +295,7 @@ def test_a_game_that_breaks_its_word_is_named(
     tmp_path: Path, change: dict[str, Any], words: str
 ) -> None:
     class Odd(Game):
-        def step(self, action: int) -> Chunk:
+        def step(self, action: int) -> GameChunk:
             chunk = super().step(action)
             if self.count < 3 or action != 2:
                 return chunk
