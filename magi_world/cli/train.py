@@ -205,9 +205,14 @@ def train_words(
     learned = train(load_recipe(recipe, **words), world, out, resume=resume)
     training = learned.card["training"]
     kept = ("words_steps", "words_minutes", "wordings", "wording_error")
-    summary = {"world": str(learned.folder), "name": learned.name}
+    summary: dict[str, Any] = {"world": str(learned.folder), "name": learned.name}
     summary |= {key: training[key] for key in kept}
     if as_json:
         emit_json(summary)
     else:
+        counts, errors = summary.pop("wordings"), summary.pop("wording_error")
+        summary |= {f"wordings of {prompt!r}": count for prompt, count in counts.items()}
+        for name, error in errors.items():
+            told = f"{error['before']:.3f} before, {error['now']:.3f} now"
+            summary[f"error of {name.replace('_', '-')}"] = told
         emit_pairs(summary)
